@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo.data.crops import Crops, ValidationSet, WholeImages, to_tensor
+from zoo.data.degradations import Bicubic, Degradation, Jpeg, Noise, add_noise, imresize, jpeg
+from zoo.data.sampler import Draw
+from zoo.errors import UserError
+
+
+class Keep(Degradation):
+    """Stands where a blur may stand; changes nothing."""
+
+    def __call__(self, lq, generator):
+        return lq
+
+    def fixed(self, lq):
+        return lq
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two images whose pixels say where they are: red is the row, green the column, blue the image."""
+    for number, (h, w) in enumerate([(40, 60), (50, 30)]):
+        y, x = np.mgrid[:h, :w]
+        Image.fromarray(np.stack([4 * y, 4 * x, 100 * number + 0 * y], 2).astype(np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
+    return tmp_path
+
+
+def levels(x):
+    return (x * 255).round().int()
+
+
+def test_a_sample_is_a_function_of_seed_and_number(folder):
+    crops = [Crops(str(folder), 2, [Jpeg((30, 90)), Noise((0, 30))], seed=seed) for seed in (4, 4, 5)]
+    draw = Draw(17, 0, 8)
+    first, same, other = (c[draw] for c in crops)
+    torch.manual_seed(99)
+    assert all(torch.equal(first[key], same[key]) for key in ("lq", "gt"))
+    assert torch.equal(crops[0][draw]["lq"], first["lq"])
+    assert not torch.equal(first["lq"], other["lq"])
+    assert not torch.equal(first["lq"], crops[0][Draw(18, 0, 8)]["lq"])
+    assert first["number"] == 17
+    assert first["lq"].dtype == first["gt"].dtype == torch.float32
+    assert first["lq"].is_contiguous()
+
+
+def test_lq_is_cut_from_the_bicubic_of_the_whole_image(folder):
+    crops = Crops(str(folder), 2, hflip=False, vflip=False, transpose=False)
+    whole = np.array(Image.open(folder / "0.png"))
+    small = to_tensor(imresize(whole, 1 / 2))
+    places = set()
+    for number in range(40):
+        sample = crops[Draw(number, 0, 8)]
+        top, left = (int(levels(sample["gt"])[c].min()) // 4 for c in (0, 1))
+        assert top % 2 == left % 2 == 0  # drawn on the lq grid
+        torch.testing.assert_close(sample["gt"], to_tensor(whole[top : top + 16, left : left + 16]))
+        torch.testing.assert_close(sample["lq"], small[:, top // 2 : top // 2 + 8, left // 2 : left // 2 + 8])
+        places.add((top // 2, left // 2))
+    assert len(places) > 30
+    assert {0, 12} <= {top for top, _ in places} <= set(range(13))  # the whole range, ends included
+
+
+def test_flips_treat_both_halves_alike_and_all_eight_occur(folder):
+    crops = Crops(str(folder), 1)
+    seen = set()
+    for number in range(80):
+        sample = crops[Draw(number, 0, 8)]
+        assert torch.equal(sample["lq"], sample["gt"])
+        red, green = levels(sample["gt"])[:2]
+        turned = bool((red[0] == red[0, 0]).all())  # rows keep their red unless transposed
+        rows, columns = (red[:, 0], green[0]) if turned else (red[0], green[:, 0])
+        seen.add((turned, bool(rows[1] > rows[0]), bool(columns[1] > columns[0])))
+    assert len(seen) == 8
+    still = Crops(str(folder), 1, hflip=False, vflip=False, transpose=False)
+    assert all(levels(still[Draw(n, 0, 8)]["gt"])[0].diff(dim=0).min() > 0 for n in range(20))
+
+
+def test_flips_happen_before_the_degradation(folder):
+    """Compressing after turning gives exactly what compressing the turned crop gives."""
+    clean, coded = Crops(str(folder), 2), Crops(str(folder), 2, [Jpeg(20)])
+    for number in range(10):
+        draw = Draw(number, 0, 16)
+        torch.testing.assert_close(coded[draw]["lq"], jpeg(clean[draw]["lq"], 20))
+
+
+def test_images_smaller_than_the_crop_are_mirrored_in_step(folder):
+    crops = Crops(str(folder), 2, hflip=False, vflip=False, transpose=False)
+    assert crops.smaller_than(15) == 0
+    assert crops.smaller_than(16) == 1
+    assert crops.smaller_than(32) == 2
+    sample = crops[Draw(0, 1, 40)]
+    assert sample["lq"].shape == (3, 40, 40)
+    assert sample["gt"].shape == (3, 80, 80)
+    difference = (imresize(sample["gt"], 1 / 2) - sample["lq"]).abs()
+    assert difference[:, :, 5:35].max() < 0.03  # one pixel of shift would be 8/255 on the ramp, and more at the seam
+
+
+def test_bicubic_first_says_what_happens_anyway_and_later_acts_on_the_crop(folder):
+    draw = Draw(3, 0, 8)
+    plain = Crops(str(folder), 2)[draw]
+    assert torch.equal(Crops(str(folder), 2, [Bicubic(2)])[draw]["lq"], plain["lq"])
+    late = Crops(str(folder), 2, [Keep(), Bicubic(2), Noise(0)])[draw]
+    assert late["lq"].shape == (3, 8, 8)
+    assert late["gt"].shape == (3, 16, 16)
+    torch.testing.assert_close(late["lq"], Bicubic(2).fixed(late["gt"]))
+
+
+def test_validation_gives_whole_images_by_the_fixed_protocol(folder):
+    spec = ValidationSet(str(folder), [Jpeg(75), Noise(15)])
+    whole = WholeImages("mine", spec, 3)
+    assert len(whole) == len(list(whole)) == 2
+    first = next(iter(whole))
+    assert (first["name"], first["set"]) == ("0.png", "mine")
+    assert first["lq"].shape == (1, 3, 13, 20)
+    assert first["gt"].shape == (1, 3, 39, 60)
+    clean = WholeImages("clean", ValidationSet(str(folder)), 3)[0]
+    torch.testing.assert_close(first["lq"][0], add_noise(jpeg(clean["lq"][0], 75), 15))
+    late = WholeImages("late", ValidationSet(str(folder), [Keep(), Bicubic(3)]), 3)[0]
+    torch.testing.assert_close(late["lq"], clean["lq"], atol=1e-6, rtol=0)
+    assert torch.equal(late["gt"], clean["gt"])
+    with pytest.raises(IndexError):
+        whole[2]
+
+
+def test_contradictions_are_one_sentence(folder, tmp_path):
+    with pytest.raises(UserError, match="one Bicubic with upscale 2 is possible"):
+        Crops(str(folder), 2, [Bicubic(4)])
+    with pytest.raises(UserError, match="one Bicubic with upscale 2 is possible"):
+        Crops(str(folder), 2, [Bicubic(2), Bicubic(2)])
+    with pytest.raises(UserError, match="one number with probability 1 for validation"):
+        WholeImages("x", ValidationSet(str(folder), [Jpeg((60, 95))]), 2)
+    for half, side in (("gt", 32), ("lq", 16)):
+        (tmp_path / "set" / half).mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "set" / half / "a.png")
+    with pytest.raises(UserError, match="brings its own lq files; remove Bicubic"):
+        Crops(str(tmp_path / "set"), 2, [Bicubic(2)])

@@ -1,0 +1,111 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from zoo.errors import UserError
+from zoo.models import FAMILIES, create, detect, family_of, list_models, load, lookup, needs
+
+SMALL = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_agrees_with_the_model_file(family):
+    row, described = FAMILIES[family], lookup(family)
+    assert set(row.variants) == set(described.variants)
+    for name, (upscale, multiple) in row.variants.items():
+        with torch.device("meta"):
+            net = create(name)
+        asked = needs(net)
+        assert (asked.upscale, asked.multiple, asked.dtypes) == (upscale, multiple, row.dtypes)
+        assert (net.variant, family_of(net)) == (name, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_claims_the_weights_of_another(family):
+    for name in FAMILIES[family].variants:
+        with torch.device("meta"):
+            state = create(name).state_dict()
+        assert [other for other in FAMILIES if lookup(other).detect(state) is not None] == [family]
+        assert detect(state)[0] == family
+
+
+def test_names_are_matched_like_files():
+    assert [facts.name for facts in list_models("hat-s-*")] == ["hat-s-x2", "hat-s-x3", "hat-s-x4"]
+    assert all(facts.licence for facts in list_models())
+
+
+def test_listing_imports_no_torch():
+    code = "import sys, zoo.models; zoo.models.list_models(); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_create_takes_a_variant_with_changes():
+    net = create({"variant": "plain-conv-tiny-x2", "depth": 2})
+    assert (net.depth, net.embed_dim, net.variant) == (2, create("plain-conv-tiny-x2").embed_dim, None)
+    assert not net.training
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("hat-tiny-x22", "'hat-tiny-x22' is unknown. Did you mean 'hat-tiny-x2'"),
+        ({"family": "hatt"}, "family 'hatt' is unknown. Did you mean 'hat'"),
+        ({"family": "hat", "embed_dims": 3}, "no keyword 'embed_dims'. Did you mean 'embed_dim'"),
+        ({"family": "hat", "upscale": 7}, "got 1, 7"),
+        ({"family": "hat", "depths": 3}, "model 'hat'"),
+        ({"embed_dim": 3}, "needs `family` or `variant`"),
+    ],
+)
+def test_create_names_what_is_wrong(model, message):
+    with pytest.raises(UserError) as caught:
+        create(model)
+    assert message in str(caught.value)
+
+
+def test_load_takes_a_state_dict_and_hidden_keywords():
+    net = create({"variant": "hat-tiny-x2"})
+    again = load(net.state_dict(), img_range=255.0, conv_scale=0.5, global_residual=True)
+    assert (again.img_range, again.config["conv_scale"]) == (255.0, 0.5)
+    with pytest.raises(UserError, match="embed_dim can be read off the weights"):
+        load(net.state_dict(), embed_dim=3)
+
+
+def test_load_finds_the_weights_of_a_run_folder(tmp_path):
+    net = create(SMALL)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(
+        {"state_dict": {f"network.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "checkpoints/last.ckpt"
+    )
+    assert load(tmp_path).config["embed_dim"] == 4
+    with pytest.raises(FileNotFoundError, match="holds neither weights"):
+        load(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("conv_last.weight"), "1 missing (conv_last.weight)"),
+        (lambda s: s.update(extra=torch.ones(1)), "1 unexpected (extra)"),
+        (lambda s: s.update({"conv_last.bias": torch.ones(4)}), "1 misshaped (conv_last.bias (4,), not (3,))"),
+        (lambda s: s.pop("conv_first.weight"), "look like 'plain-conv' but lack"),
+    ],
+)
+def test_unfit_state_dicts_say_which_tensors(spoil, message):
+    state = create(SMALL).state_dict()
+    spoil(state)
+    with pytest.raises(UserError) as caught:
+        load(state)
+    assert message in str(caught.value)
+
+
+def test_unknown_weights_and_names_are_refused():
+    with pytest.raises(UserError, match="no family of zoo"):
+        load({"foo": torch.ones(1)})
+    with pytest.raises(UserError, match=r"neither a file nor a known model\. Did you mean 'hat-x4'"):
+        load("hat-x5")
+    with pytest.raises(FileNotFoundError, match="'hat-x4' are not shipped"):
+        load("hat-x4")
+    with pytest.raises(UserError, match="Linear is not a network of zoo"):
+        needs(torch.nn.Linear(1, 1))

@@ -1,0 +1,1 @@
+"""Images in, batches out; plain dataclasses except for the modules that Lightning drives."""

@@ -1,0 +1,179 @@
+"""Samples for networks: random crops for training, whole images for validation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from zoo.data.degradations import Bicubic, Degradation, augment
+from zoo.data.pairs import Pairs, open_pairs
+from zoo.data.sampler import Draw, seed_of
+from zoo.errors import UserError
+
+
+class Crops(Dataset):
+    """Training samples: each is a pure function of (seed, draw number), whoever makes it.
+
+    The crop is drawn on the lq grid; flips and transposition come before the degradation, so that JPEG blocks and
+    the like keep the orientation they have in photos. Images smaller than the crop are enlarged by mirroring with
+    the edge pixel repeated, which keeps lq and gt aligned at any scale.
+
+    Args:
+        source: see `open_pairs`.
+        upscale: gt size over lq size.
+        degradation: steps from a clean image to lq. MATLAB-like bicubic of the whole image comes first unless
+            a Bicubic stands later in the list: then all steps act on the crop of gt.
+        lq: see `open_pairs`.
+        template: see `open_pairs`.
+        channels: 1 or 3.
+        seed: decides every random choice.
+        hflip: mirror left-right with probability 1/2.
+        vflip: mirror up-down with probability 1/2.
+        transpose: swap height and width with probability 1/2.
+
+    Raises:
+        FileNotFoundError: a folder or scikit-image is missing.
+        UserError: nothing usable is found, or the steps contradict `upscale` or the files.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        upscale: int,
+        degradation: Sequence[Degradation] = (),
+        *,
+        lq: str | None = None,
+        template: str | None = None,
+        channels: int = 3,
+        seed: int = 0,
+        hflip: bool = True,
+        vflip: bool = True,
+        transpose: bool = True,
+    ) -> None:
+        self.pairs, self.steps = _open(source, upscale, degradation, "train", lq, template, channels)
+        self.upscale, self.seed = upscale, seed
+        self.flips = (hflip, vflip, transpose)
+
+    def __len__(self) -> int:
+        """Images to crop from."""
+        return len(self.pairs)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """The sample of one draw: lq (c, p, p), gt (c, p * upscale, p * upscale) and its number."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "sample", draw.number))
+        pair, ratio = self.pairs[draw.index], self.pairs.upscale
+        side = draw.crop * self.upscale // ratio  # of the crop in pixels of pair.lq
+        lq, gt = _at_least(pair.lq, side), _at_least(pair.gt, side * ratio)
+        top, left = (int(torch.randint(0, n - side + 1, (), generator=generator)) for n in lq.shape[:2])
+        lq = lq[top : top + side, left : left + side]
+        gt = gt[top * ratio : (top + side) * ratio, left * ratio : (left + side) * ratio]
+        chosen = torch.rand(3, generator=generator) < 0.5
+        turns = [wanted and bool(hit) for wanted, hit in zip(self.flips, chosen, strict=True)]
+        lq, gt = (augment(to_tensor(image), *turns).contiguous() for image in (lq, gt))
+        for step in self.steps:
+            lq = step(lq, generator)
+        return {"lq": lq, "gt": gt, "number": draw.number}
+
+    def smaller_than(self, crop: int) -> int:
+        """How many images have to be enlarged to give a crop of `crop` lq pixels."""
+        return sum(min(size) < crop * self.upscale for size in self.pairs.sizes)
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """A named set of whole images, as data in recipes.
+
+    Args:
+        source: "photos", "demo" or a folder; see `open_pairs`.
+        degradation: steps after the bicubic that makes lq, each without randomness (quality: 75, not a range).
+        lq: folder of lq images, where the layout does not say it.
+        template: lq name for a gt name, such as "{}x4".
+    """
+
+    source: str = "photos"
+    degradation: list[Degradation] = field(default_factory=list)
+    lq: str | None = None
+    template: str | None = None
+
+
+class WholeImages:
+    """The images of a validation set one by one, in a fixed order, each as a batch of one.
+
+    Every rank sees all of them, so that means over images need no exchange and do not depend on the world size.
+
+    Args:
+        name: of the set, for metrics.
+        spec: the set.
+        upscale: gt size over lq size.
+        channels: 1 or 3.
+
+    Raises:
+        FileNotFoundError: a folder or scikit-image is missing.
+        UserError: nothing usable is found, or a step is random.
+    """
+
+    def __init__(self, name: str, spec: ValidationSet, upscale: int, channels: int = 3) -> None:
+        opened = _open(spec.source, upscale, spec.degradation, "valid", spec.lq, spec.template, channels)
+        self.name, self.upscale = name, upscale
+        self.pairs, self.steps = opened
+        for step in self.steps:
+            if not isinstance(step, Bicubic):
+                step.fixed(torch.zeros(channels, 8, 8))  # complain now, not after the first epoch
+
+    def __len__(self) -> int:
+        """Images in the set."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample `index`: lq (1, c, h, w), gt (1, c, h * upscale, w * upscale), name and set."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        pair = self.pairs[index]
+        lq, gt = to_tensor(pair.lq), to_tensor(pair.gt)
+        h, w = (n - n % self.upscale for n in gt.shape[1:])
+        lq, gt = (lq[:, :h, :w], gt[:, :h, :w]) if self.pairs.upscale == 1 else (lq, gt)
+        for step in self.steps:
+            lq = step.fixed(lq)
+        return {"lq": lq[None], "gt": gt[None], "name": pair.name, "set": self.name}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All samples in order."""
+        return (self[index] for index in range(len(self)))
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (h, w, c) as float32 (c, h, w) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _at_least(image: np.ndarray, side: int) -> np.ndarray:
+    h, w = image.shape[:2]
+    if h >= side and w >= side:
+        return image
+    return np.pad(image, ((0, max(0, side - h)), (0, max(0, side - w)), (0, 0)), mode="symmetric")
+
+
+def _open(
+    source: str,
+    upscale: int,
+    degradation: Sequence[Degradation],
+    split: str,
+    lq: str | None,
+    template: str | None,
+    channels: int,
+) -> tuple[Pairs, list[Degradation]]:
+    """The pairs and the steps that remain for each sample."""
+    steps = list(degradation)
+    shrinks = [i for i, step in enumerate(steps) if isinstance(step, Bicubic)]
+    if shrinks and (len(shrinks) > 1 or steps[shrinks[0]].upscale != upscale):  # pyright: ignore
+        raise UserError(f"degradation: one Bicubic with upscale {upscale} is possible, got {steps}; correct the recipe")
+    if shrinks == [0]:
+        steps, shrinks = steps[1:], []
+    pairs = open_pairs(source, 1 if shrinks else upscale, split=split, lq=lq, template=template, channels=channels)
+    if pairs.has_lq and len(steps) < len(degradation):
+        raise UserError(f"degradation: {source} brings its own lq files; remove Bicubic from the list")
+    return pairs, steps

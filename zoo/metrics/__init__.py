@@ -1,0 +1,1 @@
+"""How restored and generated images are judged; every number carries its protocol."""

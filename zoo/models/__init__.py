@@ -1,0 +1,271 @@
+"""The one table of models: name -> where it lives, and `create`, `load`, `detect`. Importing this needs no torch."""
+
+import fnmatch
+import importlib
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo import shipped
+from zoo.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from zoo.models.entry import Entry, Needs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row of the table: plain data, so that listing needs no torch. A test compares it with the model file."""
+
+    module: str
+    task: str
+    dtypes: tuple[str, ...]
+    licence: str
+    variants: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # name -> (upscale, multiple)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `zoo list` says of a variant."""
+
+    name: str
+    family: str
+    task: str
+    upscale: int
+    multiple: int
+    dtypes: tuple[str, ...]
+    licence: str
+    shipped: bool
+
+
+FAMILIES = {
+    "hat": Family(
+        "zoo.models.restorers.hat",
+        "super-resolution",
+        ("float32", "bfloat16"),
+        "Apache-2.0",
+        {
+            "hat-tiny-x2": (2, 8),
+            "hat-s-x2": (2, 16),
+            "hat-s-x3": (3, 16),
+            "hat-s-x4": (4, 16),
+            "hat-x2": (2, 16),
+            "hat-x3": (3, 16),
+            "hat-x4": (4, 16),
+            "hat-l-x2": (2, 16),
+            "hat-l-x3": (3, 16),
+            "hat-l-x4": (4, 16),
+        },
+    ),
+    "plain-conv": Family(
+        "zoo.models.restorers.plain_conv",
+        "super-resolution",
+        ("float32", "bfloat16", "float16"),
+        "Apache-2.0",
+        {"plain-conv-tiny-x2": (2, 1)},
+    ),
+}
+
+
+def list_models(pattern: str = "*") -> list[Facts]:
+    """Every variant whose name matches the shell-like `pattern`, in the order of the table."""
+    return [
+        Facts(name, title, row.task, upscale, multiple, row.dtypes, row.licence, shipped.weight_file(name) is not None)
+        for title, row in FAMILIES.items()
+        for name, (upscale, multiple) in row.variants.items()
+        if fnmatch.fnmatch(name, pattern)
+    ]
+
+
+def lookup(family: str) -> "Entry":
+    """The `ENTRY` of a family's file.
+
+    Raises:
+        UserError: no such family.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"model family {family!r} is unknown.{nearest(family, FAMILIES)} `zoo list` shows all models.")
+    return importlib.import_module(FAMILIES[family].module).ENTRY
+
+
+def family_of(network: "nn.Module") -> str:
+    """The family whose class `network` is.
+
+    Raises:
+        UserError: the network is not one of zoo's.
+    """
+    for name, row in FAMILIES.items():
+        if row.module == type(network).__module__:
+            return name
+    raise UserError(f"model: {type(network).__name__} is not a network of zoo; give a name, a file or a zoo network")
+
+
+def needs(network: "nn.Module") -> "Needs":
+    """What `network` asks of its caller: channels, multiples, safe dtypes, tile overlap."""
+    return lookup(family_of(network)).needs(network)
+
+
+def _variant(name: str) -> tuple[str, dict[str, Any]]:
+    for family, row in FAMILIES.items():
+        if name in row.variants:
+            return family, dict(lookup(family).variants[name].config)
+    known = [n for row in FAMILIES.values() for n in row.variants]
+    raise UserError(f"model {name!r} is unknown.{nearest(name, known)} `zoo list` shows all models.")
+
+
+def create(model: str | Mapping[str, Any]) -> "nn.Module":
+    """A network with random weights, in eval mode.
+
+    Args:
+        model: a variant ("hat-s-x4"), or a mapping with `family` or `variant` and keywords of its constructor
+            ({"family": "hat", "embed_dim": 48}, {"variant": "hat-s-x4", "drop_path_rate": 0.0}).
+
+    Raises:
+        UserError: an unknown name or keyword, or a value that the constructor refuses.
+    """
+    keywords = {"variant": model} if isinstance(model, str) else dict(model)
+    variant = keywords.pop("variant", None)
+    if variant is not None:
+        family, config = _variant(variant)
+        keywords = config | keywords
+        variant = variant if keywords == config else None
+    elif "family" in keywords:
+        family = keywords.pop("family")
+    else:
+        raise UserError(f"model: a mapping needs `family` or `variant`, got the keys {sorted(keywords)}")
+    network = _build(family, keywords)
+    network.variant = variant
+    return network
+
+
+def _build(family: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401 (its attributes are set)
+    cls = lookup(family).network
+    known = inspect.signature(cls).parameters
+    for key in keywords:
+        if key not in known:
+            raise UserError(f"model {family!r} has no keyword {key!r}.{nearest(key, known)}")
+    try:
+        return cls(**keywords).eval()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model {family!r}: {error}") from error
+
+
+def detect(state_dict: "Mapping[str, Tensor]") -> tuple[str, dict[str, Any]]:
+    """The family and the constructor keywords that a bare state dict belongs to.
+
+    Raises:
+        UserError: no family knows these weights.
+    """
+    for family in FAMILIES:
+        try:
+            found = lookup(family).detect(state_dict)
+        except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"weights look like {family!r} but lack or misshape {error}; fetch the file again"
+            ) from error
+        if found is not None:
+            return family, found
+    first = ", ".join(list(state_dict)[:3])
+    raise UserError(f"weights: no family of zoo ({', '.join(FAMILIES)}) has tensors named {first}, ...")
+
+
+def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Module":  # noqa: ANN401
+    """A network with weights, in eval mode; its architecture is read off the weights.
+
+    Args:
+        source: a file, a run folder of `zoo fit`, the name of a variant whose weights are shipped, or a state dict.
+        **keywords: constructor keywords that weights cannot tell (such as img_range=255).
+
+    Raises:
+        FileNotFoundError: no such file, or the variant's weights are not shipped.
+        UserError: unknown weights, or tensors missing, unexpected or misshaped.
+    """
+    from zoo.models import weights
+
+    header = None
+    if isinstance(source, Mapping):
+        name, state = "state dict", weights.unwrap(source)
+    else:
+        path = _locate(str(source))
+        name = str(source)
+        state, header = weights.read_weights(path)
+    if header is not None:
+        family, found, variant = header["arch"], dict(header["config"]), header.get("variant")
+    else:
+        (family, found), variant = detect(state), None
+    described = lookup(family)
+    wrong = set(keywords) - described.hidden
+    if wrong:
+        allowed = ", ".join(sorted(described.hidden)) or "none"
+        raise UserError(f"load: {', '.join(sorted(wrong))} can be read off the weights; keywords are only: {allowed}")
+    network = _build(family, found | keywords)
+    network.variant = variant or _same_size(family, found)
+    _fill(network, described.convert(state), name)
+    network.sha = (header or {}).get("sha")
+    log.info("weights %s: %s %s", name, family, network.variant or "")
+    return network
+
+
+def _locate(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        for name in ("weights.safetensors", "checkpoints/last.ckpt"):
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"load: {text} holds neither weights.safetensors nor checkpoints/last.ckpt")
+    if path.is_file():
+        return path
+    known = [n for row in FAMILIES.values() for n in row.variants]
+    if text not in known:
+        raise UserError(f"model {text!r} is neither a file nor a known model.{nearest(text, known)} See `zoo list`.")
+    file = shipped.weight_file(text)
+    if file is None:
+        source = shipped.index().get(text, {}).get("source", "its authors")
+        raise FileNotFoundError(
+            f"load: the weights of {text!r} are not shipped; fetch them from {source} and give the file"
+        )
+    return file
+
+
+def _same_size(family: str, found: Mapping[str, Any]) -> str | None:
+    """The variant whose constructor keywords agree with what `detect` found."""
+    described = lookup(family)
+    defaults = {k: p.default for k, p in inspect.signature(described.network).parameters.items()}
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
+    visible = set(found) - described.hidden
+    for name, variant in described.variants.items():
+        full = plain | dict(variant.config)
+        if all(full[k] == found[k] for k in visible):
+            return name
+    return None
+
+
+def _fill(network: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> None:
+    own = network.state_dict()
+    problems = [
+        ("missing", [k for k in own if k not in state]),
+        ("unexpected", [k for k in state if k not in own]),
+        (
+            "misshaped",
+            [
+                f"{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+                for k in own
+                if k in state and state[k].shape != own[k].shape
+            ],
+        ),
+    ]
+    said = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for what, keys in problems
+        if keys
+    ]
+    if said:
+        raise UserError(f"weights {name} do not fit {type(network).__name__}: {'; '.join(said)}; fetch the file again")
+    network.load_state_dict(dict(state))

@@ -1,0 +1,82 @@
+"""What a model file tells about itself: its variants as data, and what its callers must respect."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named size of a family.
+
+    Args:
+        config: keywords of the constructor.
+        metric: headline figure of the paper with its protocol, or "" when there is none.
+    """
+
+    config: Mapping[str, Any]
+    metric: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a network asks of its caller.
+
+    Args:
+        upscale: output size over input size.
+        in_channels: image channels.
+        multiple: both sides of the input must be multiples of this, pixels.
+        padding: how the missing rows and columns are filled: "reflect".
+        dtypes: names of the dtypes it is safe in.
+        overlap: context that a tile needs on each side, input pixels.
+        bytes_per_pixel: peak activation memory per input pixel in float32 inference, an estimate.
+    """
+
+    upscale: int
+    in_channels: int
+    multiple: int
+    padding: str
+    dtypes: tuple[str, ...]
+    overlap: int
+    bytes_per_pixel: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A family.
+
+    Args:
+        network: the class.
+        variants: name -> Variant.
+        detect: state dict -> constructor keywords, or None when the weights are another family's.
+        convert: official state dict -> ours.
+        needs: network -> Needs.
+        hidden: constructor keywords that weights cannot tell; `zoo.load` takes these as keywords.
+    """
+
+    network: type[nn.Module]
+    variants: Mapping[str, Variant]
+    detect: Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    needs: Callable[[Any], Needs]
+    hidden: frozenset[str] = field(default_factory=frozenset)
+
+
+def constructor_arguments(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor from its `locals()`, as plain data that JSON and YAML carry."""
+    plain = {k: v for k, v in names.items() if k not in ("self", "__class__")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+
+def ratio(part: int, whole: int) -> float:
+    """The factor r for which int(whole * r) is `part`; a plain quotient can truncate to one less."""
+    quotient = part / whole
+    return quotient if int(whole * quotient) == part else math.nextafter(quotient, math.inf)
+
+
+def count(keys: Mapping[str, Any], prefix: str) -> int:
+    """How many numbered children `prefix`0, `prefix`1, ... a state dict has."""
+    return len({k[len(prefix) :].split(".")[0] for k in keys if k.startswith(prefix)})

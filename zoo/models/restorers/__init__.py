@@ -1,0 +1,1 @@
+"""Restorers: degraded image in, restored image out. One family, one file."""

@@ -1,0 +1,145 @@
+"""Weight files: official files of every wrapping in, self-describing safetensors out; pickled code never runs."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+
+WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "network")
+PREFIXES = ("module.", "netG.", "network.", "_orig_mod.")
+# Official files hold numpy scalars beside their tensors now and then; these types carry no code.
+_PLAIN = [np.dtype, np.ndarray, np.float64(0).__reduce__()[0]]
+_PLAIN += [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")]
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Read a state dict and, when the file describes itself, its header.
+
+    Args:
+        path: .safetensors, or .pth/.pt/.ckpt/.bin as PyTorch writes them, wrapped as the field does (`params_ema`,
+            `state_dict`, `module.` prefixes, ...).
+
+    Returns:
+        Tensors on the CPU by name, and {"arch", "config", "variant", "version", "sha"} or None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: the file is damaged, holds no tensors, or holds objects that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: {path} does not exist; give a file, a run folder or a name of `zoo list`")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error).lower():
+            raise UserError(
+                f"weights: {path} holds Python objects that could run code, so it was not opened; "
+                "ask its author for a .safetensors file or a plain state dict"
+            ) from error
+        raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
+    header = stored.get("zoo") if isinstance(stored, Mapping) else None
+    return unwrap(stored, str(path)), header
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("zoo", "null"))
+            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (no mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"weights: {path} is damaged or no safetensors file; fetch it again") from error
+
+
+def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
+    """The bare state dict inside the wrappers and prefixes that the field's files come in.
+
+    Raises:
+        UserError: no tensors are found.
+    """
+    while isinstance(stored, Mapping) and not any(isinstance(v, Tensor) for v in stored.values()):
+        inner = next((stored[w] for w in WRAPPERS if isinstance(stored.get(w), Mapping)), None)
+        if inner is None and len(stored) == 1:
+            inner = next(iter(stored.values()))
+        if inner is None:
+            break
+        stored = inner
+    tensors = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}
+    if not tensors:
+        raise UserError(f"weights: {name} holds no tensors; give a state dict or a file that carries one")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def write_weights(
+    path: str | Path,
+    network: nn.Module,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+) -> Path:
+    """Write the weights of one of our networks as one self-describing safetensors file, atomically.
+
+    Args:
+        path: ends in .safetensors.
+        network: made by `zoo.create` or `zoo.load` (or a class of zoo's own).
+        facts: more facts for the header, plain data.
+        dtype: storage type of floating tensors, None for their own.
+        force: replace an existing file.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: the file is there and `force` is off.
+    """
+    from zoo.models import family_of  # the table knows the name of the class
+
+    path = Path(path)
+    if path.exists() and not force:
+        raise FileExistsError(f"weights: {path} exists; give another name or --force")
+    family = family_of(network)
+    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    header = {
+        "arch": family,
+        "config": network.config,
+        "variant": getattr(network, "variant", None),
+        "version": 1,
+        "sha": tensor_hash(state),
+        **(facts or {}),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, metadata={"zoo": json.dumps(header)})
+    partial.replace(path)
+    return path
+
+
+def tensor_hash(state_dict: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of the tensors; the same in every file format."""
+    digest = hashlib.sha256()
+    for key in sorted(state_dict):
+        value = state_dict[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
