@@ -10,7 +10,7 @@ def test_recipes_are_found_by_path_name_and_short_name():
     path = shipped.recipes()["train/hat-tiny-x2"]
     assert shipped.find_recipe(str(path)) == path
     assert shipped.find_recipe("train/hat-tiny-x2") == path
-    assert shipped.find_recipe("recipes/train/hat-tiny-x2.yaml") == path
+    assert shipped.find_recipe("recipes/train/hat-tiny-x2.yaml").resolve() == path
     assert shipped.find_recipe("hat-tiny-x2") == path
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Check that TOML, YAML and JSON files parse and that no file is too large; prints one line a problem.
 
-    python tools/check_files.py [FILE ...]      all tracked files when none is named
+python tools/check_files.py [FILE ...]      all tracked files when none is named
 """
+
 import argparse
 import json
 import subprocess

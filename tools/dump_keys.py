@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Write the manifest of a weight file: {parameter name: shape} as JSON, the first step of adding a model.
 
-    python tools/dump_keys.py weights.pth checkpoints/manifests/NAME.keys.json
+python tools/dump_keys.py weights.pth checkpoints/manifests/NAME.keys.json
 """
+
 import argparse
 import json
 import sys

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Rebuild the table of models in README.md from `zoo list --markdown`.
 
-    python tools/readme_table.py            writes README.md
-    python tools/readme_table.py --check    exits with 1 when README.md is out of date
+python tools/readme_table.py            writes README.md
+python tools/readme_table.py --check    exits with 1 when README.md is out of date
 """
+
 import argparse
 import subprocess
 import sys

@@ -7,7 +7,6 @@
 Both reuse what is there: the second start installs nothing. Written for the oldest Python that may meet it, so that
 it can say what is missing.
 """
-from __future__ import print_function
 
 import hashlib
 import os
@@ -28,7 +27,7 @@ def stop(sentence):
 
 def step(text):
     """Announce a step on stderr at once."""
-    print("start: " + text, file=sys.stderr)
+    sys.stderr.write("start: " + text + "\n")
     sys.stderr.flush()
 
 
@@ -54,7 +53,8 @@ def stamp(extra):
 def install(extra):
     """Create .venv and install zoo with the tested versions, unless that was done before."""
     if sys.version_info < (3, 11):
-        stop("zoo needs Python 3.11 or newer and this is %d.%d; run it as python3.11 tools/start.py" % sys.version_info[:2])
+        found = "%d.%d" % sys.version_info[:2]
+        stop("zoo needs Python 3.11 or newer and this is %s; run it as python3.11 tools/start.py" % found)
     done = stamp(extra)
     if os.path.exists(done):
         step("reusing .venv")
@@ -62,7 +62,8 @@ def install(extra):
     fresh = not os.path.exists(PYTHON)
     free = shutil.disk_usage(ROOT).free / 1e9
     if fresh and free < ROOM[extra]:
-        stop("a fresh installation takes about %.1f GB and %.1f GB are free; make room and run this again" % (ROOM[extra], free))
+        needed = "a fresh installation takes about %.1f GB and %.1f GB are free" % (ROOM[extra], free)
+        stop(needed + "; make room and run this again")
     if fresh:
         step("creating .venv")
         run([sys.executable, "-m", "venv", VENV], "python3 cannot create .venv; install its venv module (python3-venv)")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from zoo.errors import UserError
@@ -130,7 +130,7 @@ def write_weights(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata={"zoo": json.dumps(header)})
+    partial.write_bytes(save(state, metadata={"zoo": json.dumps(header)}))  # save_file would make it private, 0600
     partial.replace(path)
     return path
 

@@ -439,12 +439,12 @@ VARIANTS = {
     "hat-l-x4": Variant(_released(4, groups=12), "Set5 33.30 dB PSNR-Y, crop 4, uint8 (ImageNet pre-training)"),
     "hat-tiny-x2": Variant(
         {
-            "embed_dim": 40,
-            "depths": [3, 3],
-            "num_heads": [4, 4],
+            "embed_dim": 48,
+            "depths": [2],
+            "num_heads": [3],
             "window_size": 8,
-            "compress_ratio": 2,
-            "squeeze_factor": 10,
+            "compress_ratio": 1,
+            "squeeze_factor": 12,
             "conv_scale": 1.0,
             "drop_path_rate": 0.0,
             "upscale": 2,

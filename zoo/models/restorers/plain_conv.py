@@ -47,7 +47,7 @@ class PlainConv(nn.Module):
         return out + F.interpolate(lq, scale_factor=self.upscale, mode="bicubic", align_corners=False)
 
 
-VARIANTS = {"plain-conv-tiny-x2": Variant({"embed_dim": 56, "depth": 7, "num_feat": 32, "upscale": 2})}
+VARIANTS = {"plain-conv-tiny-x2": Variant({"embed_dim": 54, "depth": 7, "num_feat": 32, "upscale": 2})}
 
 
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:

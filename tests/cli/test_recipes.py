@@ -1,0 +1,71 @@
+import json
+
+import pytest
+import yaml
+
+from zoo import shipped
+from zoo.cli import main
+
+
+def test_recipes_are_listed_with_what_they_are_for(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    for name in shipped.recipes():
+        assert name in out
+    assert main(["recipes", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows.keys() == shipped.recipes().keys()
+    assert all(rows.values()), "a recipe starts with a comment that says what it is"
+
+
+def test_show_prints_the_resolved_recipe_and_where_each_line_comes_from(capsys):
+    assert main(["show", "train/hat-tiny-x2", "seed_everything=7", "trainer.max_steps=3"]) == 0
+    out = capsys.readouterr().out
+    config = yaml.safe_load(out)
+    assert config["data"]["init_args"]["seed"] == 7
+    assert config["trainer"]["max_steps"] == 3
+    assert "override 'trainer.max_steps=3'" in out
+    assert "_base/restoration.yaml:" in out
+
+
+def test_show_prints_json_and_the_smoke_version(capsys):
+    assert main(["show", "train/hat-tiny-x2", "--smoke", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"]["data"]["init_args"]["workers"] == 0
+    assert len(found["hash"]) == 64
+
+
+def test_show_asks_the_signature_about_a_key_that_no_file_mentions(capsys):
+    assert main(["show", "train/hat-tiny-x2", "trainer.gradient_clip_val=0.5"]) == 0
+    assert "gradient_clip_val: 0.5" in capsys.readouterr().out
+    assert main(["show", "train/hat-tiny-x2", "trainer.gradient_clip=0.5"]) == 2
+    assert "Trainer takes no 'gradient_clip'. Did you mean 'gradient_clip_val'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["show", "check", "fit"])
+def test_an_unknown_recipe_offers_the_nearest(command, capsys):
+    assert main([command, "hat-tny-x2"]) == 2
+    err = capsys.readouterr().err
+    assert "Did you mean 'hat-tiny-x2'" in err
+    assert err.count("\n") == 1
+
+
+def test_a_recipe_for_evaluation_is_sent_there(capsys):
+    assert main(["show", "evaluate/photos-x2"]) == 2
+    assert "measure with `zoo evaluate evaluate/photos-x2`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.recipes() if not name.startswith("evaluate/")])
+def test_every_shipped_recipe_passes_its_check(name, capsys):
+    assert main(["check", name, "--quiet", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["steps"] == 2
+    assert report["parameters"] > 10_000
+
+
+def test_a_mistake_in_a_recipe_is_one_line_with_its_place(tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"_base: {shipped.recipes()['train/hat-tiny-x2']}\nmodel:\n  init_args: {{crop_boarder: 2}}\n")
+    assert main(["check", str(path), "--quiet"]) == 2
+    err = capsys.readouterr().err
+    assert err == f"zoo: {path}:3: RestorationTask takes no 'crop_boarder'. Did you mean 'crop_border'?\n"

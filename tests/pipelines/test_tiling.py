@@ -1,0 +1,199 @@
+import logging
+
+import pytest
+import torch
+
+from zoo import shipped
+from zoo.data.degradations import Bicubic
+from zoo.data.photos import photos
+from zoo.errors import UserError
+from zoo.metrics.psnr_ssim import Protocol
+from zoo.models import create, load
+from zoo.pipelines import memory, tiling
+from zoo.pipelines.tiling import check_dtype, pad, restore
+
+EXACT = 1e-6  # float32 sums of weights that add up to one
+CONV = {"family": "plain-conv", "embed_dim": 6, "depth": 2, "num_feat": 4, "upscale": 2}  # reach 6 of 6 pixels
+
+
+@pytest.fixture(scope="module")
+def conv():
+    torch.manual_seed(0)
+    return create(CONV)
+
+
+@pytest.fixture(scope="module")
+def hat():
+    torch.manual_seed(0)
+    return load("hat-tiny-x2") if shipped.weight_file("hat-tiny-x2") else create("hat-tiny-x2")
+
+
+def noise(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(90, 61), (24, 150), (37, 38), (36, 35)], ids=str)
+def test_tiles_equal_the_whole_when_the_overlap_covers_the_reach(conv, size, batch):
+    image = noise(2, 3, *size)
+    whole = restore(conv, image, tile=None)
+    assert whole.shape == (2, 3, 2 * size[0], 2 * size[1])
+    for tile in (36, 41):
+        tiled = restore(conv, image, tile=tile, batch=batch)
+        assert (tiled - whole).abs().max() <= EXACT
+
+
+def test_too_little_overlap_is_seen_by_the_comparison_above(conv):
+    image = noise(1, 3, 60, 60)
+    difference = (restore(conv, image, tile=36, overlap=2) - restore(conv, image, tile=None)).abs().max()
+    assert difference > 100 * EXACT
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("length", [49, 64, 120, 121, 400])
+def test_weights_sum_to_one_and_vanish_in_the_context(length, multiple):
+    length = -(-length // multiple) * multiple
+    side, overlap, upscale = 48, 12, 3
+    plan = tiling._plan((length, length), side, overlap, multiple)
+    size, starts = plan.size[0], plan.starts[0]
+    assert all(start % multiple == 0 for start in starts)
+    assert starts[-1] + size == length
+    total = torch.zeros(length * upscale, dtype=torch.float64)
+    for start, weight in zip(starts, tiling._weights(starts, size, length, overlap, upscale), strict=True):
+        total[start * upscale : (start + size) * upscale] += weight
+        assert start == 0 or not weight[: overlap * upscale].any()
+        assert start + size == length or not weight[-overlap * upscale :].any()
+        assert weight.diff().abs().max() < 0.5  # faded, not switched
+    assert (total - 1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 3), (8, 5), (13, 70)], ids=str)
+def test_any_size_down_to_one_pixel_works(hat, size):
+    out = restore(hat, noise(2, 3, *size))
+    assert out.shape == (2, 3, 2 * size[0], 2 * size[1])
+    assert out.isfinite().all()
+
+
+def test_padding_reflects_and_goes_on_reflecting_where_the_image_is_small():
+    image = noise(1, 2, 13, 10)
+    expected = torch.nn.functional.pad(image, (0, 6, 0, 3), mode="reflect")
+    assert torch.equal(pad(image, 16), expected)
+    assert pad(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 8)[0, 0, 0].tolist() == [1, 2, 3, 2, 1, 2, 3, 2]
+    assert pad(noise(1, 1, 1, 1), 8).unique().numel() == 1
+    aligned = noise(1, 1, 16, 8)
+    assert pad(aligned, 8) is aligned
+
+
+def test_tiled_hat_scores_as_the_whole_image_does(hat):
+    """Global pooling in HAT's channel attention sees a tile instead of the image: numbers move, quality must not."""
+    gt = torch.from_numpy(dict(photos("demo"))["chelsea"]).permute(2, 0, 1)[:, 20:244, 100:324]
+    lq = Bicubic(2).fixed(gt)[None]
+    seen = []
+    tiled = restore(hat, lq, tile=64, progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, 9)  # 3x3 tiles
+    assert seen[-1] == (9, 9)
+    whole = restore(hat, lq, tile=None)
+    assert not torch.equal(tiled, whole)
+    protocol = Protocol(crop_border=2, y_channel=True)
+    assert abs(protocol.psnr(tiled, gt[None]) - protocol.psnr(whole, gt[None])) < 0.01
+
+
+def test_no_seam_stands_out_at_tile_borders(hat):
+    """The tiled picture differs from the whole one as little on the cross-faded bands as elsewhere."""
+    lq = noise(1, 3, 112, 112)
+    error = (restore(hat, lq, tile=64) - restore(hat, lq, tile=None)).abs().mean((0, 1))
+    steps = error.diff(dim=1).abs().mean(0)  # jumps between neighbouring columns
+    assert steps.max() < 12 * steps.median() + 1e-7
+
+
+def test_the_network_never_sees_more_than_a_tile(conv):
+    sizes = []
+    hook = conv.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+    restore(conv, noise(1, 3, 70, 90), tile=36, batch=2)
+    hook.remove()
+    assert {size[2:] for size in sizes} == {(33, 34)}  # 4 x 5 tiles, no larger than their number needs
+    assert {size[0] for size in sizes} <= {1, 2}
+
+
+def run_out_of_memory_above(pixels):
+    def hook(_, inputs):
+        if inputs[0][:, 0].numel() > pixels:
+            torch.empty(2**60, dtype=torch.uint8)  # the allocator's own error
+
+    return hook
+
+
+def test_auto_halves_the_tile_when_memory_runs_out(conv, caplog):
+    image = noise(1, 3, 96, 80)
+    expected = restore(conv, image, tile=None)
+    hook = conv.register_forward_pre_hook(run_out_of_memory_above(50 * 50))
+    try:
+        with caplog.at_level(logging.WARNING):
+            out = restore(conv, image)
+            out_batched = restore(conv, image, tile=40, batch=4)
+    finally:
+        hook.remove()
+    assert (out - expected).abs().max() <= EXACT
+    assert (out_batched - expected).abs().max() <= EXACT
+    assert [r.args[0] for r in caplog.records] == [48, 40]  # one piece -> 48; batch 4 -> batch 1 of the same tile
+
+
+def test_out_of_memory_without_a_way_out_is_one_sentence(conv):
+    hook = conv.register_forward_pre_hook(run_out_of_memory_above(0))
+    try:
+        with pytest.raises(UserError, match=r"90x70 does not fit into memory in one piece.*--tile auto"):
+            restore(conv, noise(1, 3, 70, 90), tile=None)
+        with pytest.raises(UserError, match="even in tiles of 36 pixels"):
+            restore(conv, noise(1, 3, 70, 90))
+    finally:
+        hook.remove()
+
+
+def test_other_errors_are_not_taken_for_memory(conv):
+    hook = conv.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("boom")))
+    try:
+        with pytest.raises(RuntimeError, match="boom"):
+            restore(conv, noise(1, 3, 30, 30))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("free", "tiled"), [(2**34, False), (2 * 2**20, True), (0, True), (None, False)])
+def test_auto_tiles_only_when_memory_is_short(conv, monkeypatch, free, tiled):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    totals = []
+    image = noise(1, 3, 100, 90)
+    out = restore(conv, image, progress=lambda done, total: totals.append(total))
+    assert (totals[0] > 1) == tiled
+    assert (out - restore(conv, image, tile=None)).abs().max() <= EXACT
+
+
+def test_mode_and_gradients_of_the_network_are_left_alone(conv):
+    conv.train()
+    conv.body[0].eval()
+    out = restore(conv, noise(1, 3, 20, 20).requires_grad_())
+    assert not out.requires_grad
+    assert conv.training
+    assert not conv.body[0].training
+    conv.eval()
+
+
+def test_dtype_and_device_of_the_image_are_kept(conv):
+    assert restore(conv, noise(1, 3, 40, 30).double(), tile=36).dtype == torch.float64
+
+
+def test_wrong_arguments_are_named(conv):
+    with pytest.raises(UserError, match="1 channels and the model takes 3"):
+        restore(conv, noise(1, 1, 8, 8))
+    with pytest.raises(UserError, match="tile must be at least 36 pixels"):
+        restore(conv, noise(1, 3, 8, 8), tile=16)
+    with pytest.raises(ValueError, match=r"must be floating \(b, c, h, w\)"):
+        restore(conv, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="overlap must be >= 0"):
+        restore(conv, noise(1, 3, 8, 8), overlap=-1)
+
+
+def test_refused_precision_names_the_allowed_ones():
+    with pytest.raises(UserError, match="HAT does not work in float16; choose one of float32, bfloat16"):
+        check_dtype(create("hat-tiny-x2"), "float16")
+    check_dtype(create("hat-tiny-x2"), "bfloat16")

@@ -1,0 +1,149 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from zoo.data.degradations import Bicubic
+from zoo.data.imresize import imresize
+from zoo.data.photos import photos
+from zoo.errors import UserError
+from zoo.evaluate import MatlabProtocol, Row, Scores, Trial, compare, evaluate, recorded, steps_of, telling_image
+from zoo.media import write_image
+from zoo.metrics.psnr_ssim import Protocol, psnr
+from zoo.models import create
+
+CONV = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4, "upscale": 2}
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def conv():
+    torch.manual_seed(0)
+    return create(CONV)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, size in (("a.png", (40, 33)), ("b.png", (32, 48))):
+        smooth = np.kron(RNG.random((size[0] // 8 + 1, size[1] // 8 + 1, 3)), np.ones((8, 8, 1)))
+        write_image(tmp_path / "gt" / name, smooth[: size[0], : size[1]])
+    return str(tmp_path / "gt")
+
+
+def test_bicubic_on_the_demo_photo_is_the_hand_computed_number():
+    gt = torch.from_numpy(photos("demo")[0][1]).permute(2, 0, 1)[:, :, :450]
+    enlarged = imresize(Bicubic(2).fixed(gt).double(), 2.0).float()
+    scores = evaluate("bicubic", "demo", upscale=2)
+    assert scores.psnr == pytest.approx(psnr(enlarged, gt, crop_border=2, y_channel=True), abs=1e-6)
+    assert scores.gain == 0
+    assert str(scores.protocol) == "PSNR-Y, crop 2, uint8"
+    assert (scores.rows[0].width, scores.rows[0].height) == (450, 300)
+
+
+def test_rows_hold_model_and_bicubic_of_the_same_input(conv, folder):
+    scores = evaluate(conv, folder)
+    assert [row.image for row in scores.rows] == ["a.png", "b.png"]
+    assert scores.psnr == pytest.approx(np.mean([row.psnr for row in scores.rows]))
+    assert scores.gain == pytest.approx(scores.psnr - scores.bicubic_psnr)
+    both = compare(["bicubic", conv], folder)
+    assert [s.model for s in both] == ["bicubic", "PlainConv"]
+    assert both[1].psnr == pytest.approx(scores.psnr)
+    assert both[0].psnr == pytest.approx(scores.bicubic_psnr)
+    assert all(0 < row.ssim < 1 for s in both for row in s.rows)
+
+
+def test_jpeg_and_noise_make_the_input_worse(conv, folder):
+    clean = evaluate("bicubic", folder, upscale=2)
+    worse = evaluate("bicubic", folder, upscale=2, degradation="bicubic+noise25+jpeg30")
+    assert worse.degradation == "bicubic+noise25+jpeg30"
+    assert worse.psnr < clean.psnr - 1
+    denoise = evaluate("bicubic", folder, upscale=1, degradation="bicubic+noise25")
+    assert denoise.degradation == "noise25"
+    assert str(denoise.protocol) == "PSNR-RGB, crop 0, uint8"
+    assert 19 < denoise.psnr < 22  # 20.17 dB before clamping
+
+
+def test_given_lq_files_are_used(tmp_path, conv):
+    write_image(tmp_path / "gt/a.png", RNG.random((24, 24, 3)))
+    write_image(tmp_path / "lq/a.png", np.zeros((12, 12, 3)))
+    scores = evaluate("bicubic", str(tmp_path), upscale=2)
+    assert scores.degradation == "lq as given"
+    assert scores.psnr < 8  # against black
+
+
+def test_protocols_differ_and_name_themselves(folder):
+    values = {p: evaluate("bicubic", folder, upscale=2, protocol=p) for p in ("basicsr", "rgb", "matlab")}
+    assert str(values["rgb"].protocol) == "PSNR-RGB, crop 2, uint8"
+    assert values["matlab"].protocol.label("SSIM") == "SSIM-Y rounded, crop 2, uint8"
+    assert 0 < abs(values["basicsr"].psnr - values["matlab"].psnr) < 0.1
+    assert abs(values["basicsr"].ssim - values["matlab"].ssim) < 0.01
+    assert values["rgb"].psnr < values["basicsr"].psnr
+
+
+def test_matlab_protocol_rounds_luma():
+    gt = torch.zeros(3, 12, 12, dtype=torch.uint8)
+    restored = gt.clone()
+    restored[2] = 4  # moves luma by 0.39 of a level, which rounding hides
+    assert math.isinf(MatlabProtocol(0, y_channel=True).psnr(restored, gt))
+    assert Protocol(0, y_channel=True).psnr(restored, gt) < 70
+    gray = torch.full((1, 12, 12), 7, dtype=torch.uint8)
+    assert MatlabProtocol(0).psnr(gray / 255, gray) == math.inf
+
+
+def test_gray_networks_are_measured_on_gray(folder):
+    scores = evaluate(create(CONV | {"in_chans": 1}), folder)
+    assert len(scores.rows) == 2
+
+
+def test_image_too_small_for_ssim_has_none(tmp_path, conv):
+    write_image(tmp_path / "tiny.png", RNG.random((12, 12, 3)))
+    scores = evaluate(conv, str(tmp_path))
+    assert scores.rows[0].ssim is None
+    assert scores.ssim is None
+    write_image(tmp_path / "tinier.png", RNG.random((4, 40, 3)))
+    with pytest.raises(UserError, match=r"tinier\.png: nothing is left of 40x4 after cropping"):
+        evaluate(conv, str(tmp_path))
+
+
+def test_mistakes_are_told_before_any_work(conv, folder):
+    for options, words in (
+        ({"degradation": "jpeg75"}, "begin with bicubic"),
+        ({"degradation": "bicubic+blur3"}, "'blur3' is neither jpegQ nor noiseS"),
+        ({"protocol": "matlap"}, "Did you mean 'matlab'"),
+        ({"upscale": 3}, "models and --upscale disagree"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Trial([conv], folder, **options)
+    with pytest.raises(UserError, match="does not tell the upscale"):
+        Trial(["bicubic"], folder)
+    assert [type(step).__name__ for step in steps_of("bicubic+noise2.5+jpeg75")] == ["Noise", "Jpeg"]
+
+
+def test_figure_shows_every_model_and_progress_ends_at_the_total(conv, folder):
+    trial = Trial([conv, "bicubic"], folder)
+    seen = []
+    scores = trial.run(lambda done, total, name: seen.append((done, total, name)))
+    assert seen[-1] == (3, 4, "b.png")  # the last network is done; bicubic, the last model, reports nothing
+    figure = trial.figure(telling_image(scores), scores)
+    assert figure.dtype == np.uint8
+    assert figure.shape[1] > 5 * 400  # input, bicubic, model, ground truth, error
+
+
+def test_telling_image_is_the_least_gain_or_the_largest_disagreement():
+    def scores(*gains):
+        return Scores(
+            "m", "d", 2, "bicubic", Protocol(), [Row(str(i), 9, 9, 30 + g, 1, 30, 1, 0) for i, g in enumerate(gains)]
+        )
+
+    assert telling_image([scores(1, 0.2, 3)]) == "1"
+    assert telling_image([scores(1, 0.2, 3), scores(1.5, 0.1, 3)]) == "0"
+
+
+def test_perfect_rows_gain_nothing_instead_of_nan():
+    assert Row("a", 9, 9, math.inf, 1, math.inf, 1, 0).gain == 0
+
+
+def test_recorded_figures_name_the_paper():
+    assert recorded("hat-x4") == ["paper: Set5 33.04 dB PSNR-Y, crop 4, uint8"]
+    assert recorded("w.safetensors") == []

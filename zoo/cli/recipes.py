@@ -1,0 +1,74 @@
+"""`zoo recipes`, `zoo show RECIPE` and `zoo check RECIPE`."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from zoo.cli.options import add, open_working_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command that `parser` is for."""
+    command = parser.get_default("command")
+    add(parser, "json")
+    if command == "recipes":
+        return
+    parser.add_argument("recipe", help="a YAML file, or a name that `zoo recipes` lists")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.max_steps=1000")
+    add(parser, "trust")
+    if command == "show":
+        parser.add_argument("--smoke", action="store_true", help="with what `zoo check` changes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the one of the three commands that was called."""
+    if args.command != "recipes":
+        open_working_folder(args)
+    return {"recipes": _list, "show": _show, "check": _check}[args.command](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    """Every shipped recipe with the first line of its comment."""
+    from zoo import shipped
+
+    rows = {}
+    for name, path in shipped.recipes().items():
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        rows[name] = first.removeprefix("#").strip() if first.startswith("#") else ""
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        print(f"{name:{width}}  {text}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    """The resolved recipe as YAML, with the line that set each value."""
+    from zoo.recipe import listing, resolve, validate
+
+    recipe = resolve(args.recipe, args.overrides, smoke=args.smoke)
+    if recipe.added:  # only signatures can tell whether a key exists that no file mentions
+        validate(recipe, trust=args.trust)
+    if args.json:
+        print(json.dumps({"path": str(recipe.path), "hash": recipe.hash, "config": recipe.config}, indent=2))
+        return 0
+    print(f"# {recipe.path}\n# hash {recipe.hash}\n{listing(recipe)}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Parses, builds on the meta device, trains two steps of the smoke version."""
+    from zoo.recipe import check, resolve
+
+    recipe = resolve(args.recipe, args.overrides)
+    report = check(recipe, trust=args.trust)
+    if args.json:
+        print(json.dumps({"path": str(recipe.path), "hash": recipe.hash, **asdict(report)}))
+        return 0
+    print(
+        f"{args.recipe}: fine. {report.parameters / 1e6:.3f} M parameters at full size; "
+        f"{report.steps} smoke steps in {report.seconds:.1f} s"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""From a network to a result: padding, tiles, precision, pictures."""

@@ -1,0 +1,250 @@
+"""Any network on any image size: pad, cut into tiles when memory is short, blend, crop.
+
+Tiles start on the network's grid (multiples of its window). Each keeps `overlap` pixels of context towards its
+neighbours that never reach the result; the band between the contexts of two neighbours is cross-faded with weights
+that sum to one, so that no seam can be seen. A network whose reach is at most `overlap` gives the untiled result.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import UserError
+from zoo.models import needs
+from zoo.models.entry import Needs
+from zoo.pipelines import memory
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # tiles done, tiles in all; begins anew when the tiles become smaller
+_FEATHER = 8  # width of the cross-faded band, input pixels
+_ADVANCE = 16  # what the smallest tile adds to its neighbour; below, nearly all work would be context
+_SHARE = 0.5  # of the free memory: needs().bytes_per_pixel is an estimate, and other programs want to live
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the tiles lie.
+
+    Attributes:
+        size: height and width of every tile, input pixels.
+        starts: tops and lefts, ascending.
+    """
+
+    size: tuple[int, int]
+    starts: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """Numbers of row and column of every tile, row by row."""
+        return [(i, j) for i in range(len(self.starts[0])) for j in range(len(self.starts[1]))]
+
+
+def restore(
+    network: nn.Module,
+    image: Tensor,
+    *,
+    tile: int | str | None = "auto",
+    overlap: int | None = None,
+    progress: Progress | None = None,
+    batch: int = 1,
+) -> Tensor:
+    """Run `network` on an image of any size, without gradients and in eval mode.
+
+    Args:
+        network: one of zoo's restorers; it stays on its device and keeps its mode.
+        image: (b, c, h, w) in [0, 1], on any device; it goes to the network's device tile by tile.
+        tile: largest side of what the network sees at once, input pixels; None = always the whole image;
+            "auto" = the whole image if the free memory suffices, else the largest tile that it does suffice for.
+        overlap: context on each side of a tile, input pixels; None = what the network needs.
+        progress: called with the numbers of tiles done and in all, first with 0.
+        batch: tiles that go through the network at once.
+
+    Returns:
+        (b, c, h * upscale, w * upscale), dtype and device of `image`, not clamped.
+
+    Raises:
+        UserError: wrong channels, a tile too small for its overlap, or memory short for the smallest tile too.
+    """
+    facts = needs(network)
+    _check(image, facts)
+    overlap = facts.overlap if overlap is None else overlap
+    if overlap < 0 or batch < 1:
+        raise ValueError(f"restore: overlap must be >= 0 and batch >= 1, got {overlap} and {batch}")
+    smallest = _round_up(2 * overlap + _FEATHER + max(_ADVANCE, facts.multiple), facts.multiple)
+    padded = pad(image, facts.multiple)
+    longest = max(padded.shape[2:])
+    side = _first_side(network, padded, facts, tile, smallest, batch)
+    while True:
+        plan = _plan(padded.shape[2:], side, overlap, facts.multiple)
+        try:
+            with _evaluating(network):
+                out = _run(network, padded, plan, overlap, facts.upscale, batch, progress)
+            return out[..., : image.shape[2] * facts.upscale, : image.shape[3] * facts.upscale]
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        # outside `except`: its traceback would keep the tensors of the failed attempt alive
+        memory.release(_place(network)[0])
+        side = min(side, longest)
+        if tile is None:
+            raise UserError(f"{_what(image)} does not fit into memory in one piece; let it be tiled (--tile auto)")
+        if side <= smallest and batch == 1:
+            raise UserError(
+                f"{_what(image)} does not fit into memory even in tiles of {smallest} pixels; "
+                "close other programs, or take a smaller model or another device"
+            )
+        side, batch = (side, 1) if batch > 1 else (max(smallest, side // 2 // facts.multiple * facts.multiple), 1)
+        log.warning("out of memory: going on with tiles of %d pixels", side)
+
+
+def pad(image: Tensor, multiple: int) -> Tensor:
+    """Mirror (b, c, h, w) at the bottom and right until both sides are multiples; no copy where they already are.
+
+    The edge pixel is not repeated (reflection). Where the image is too small for that, the mirror image is mirrored
+    again, which any size down to one pixel can do.
+    """
+    for axis in (2, 3):
+        size = image.shape[axis]
+        if size % multiple:
+            period = max(1, 2 * (size - 1))
+            index = torch.arange(_round_up(size, multiple), device=image.device) % period
+            image = image.index_select(axis, torch.minimum(index, period - index) if size > 1 else index)
+    return image
+
+
+def check_dtype(network: nn.Module, dtype: str) -> None:
+    """Refuse a precision in which the network is known to fail.
+
+    Raises:
+        UserError: `dtype` is not among needs(network).dtypes.
+    """
+    known = needs(network).dtypes
+    if dtype not in known:
+        raise UserError(f"{type(network).__name__} does not work in {dtype}; choose one of {', '.join(known)}")
+
+
+def _check(image: Tensor, facts: Needs) -> None:
+    if image.ndim != 4 or not image.is_floating_point() or 0 in image.shape:
+        raise ValueError(f"restore: image must be floating (b, c, h, w), got {image.dtype} {tuple(image.shape)}")
+    if image.shape[1] != facts.in_channels:
+        raise UserError(f"the image has {image.shape[1]} channels and the model takes {facts.in_channels}")
+
+
+def _first_side(
+    network: nn.Module, padded: Tensor, facts: Needs, tile: int | str | None, smallest: int, batch: int
+) -> int:
+    """The side to begin with; at least the longest side of the image = no tiles."""
+    longest = max(padded.shape[2:])
+    if tile is None:
+        return longest
+    if tile != "auto":
+        if isinstance(tile, str) or tile < smallest:
+            raise UserError(f"tile must be at least {smallest} pixels for this model, auto or off, got {tile}")
+        return tile // facts.multiple * facts.multiple
+    device = _place(network)[0]
+    free = memory.free_bytes(device)
+    if free is None:
+        return longest
+    each = facts.bytes_per_pixel * padded.shape[0]
+    budget = _SHARE * free
+    if padded.device == device:  # the result competes for the same memory
+        budget -= padded.numel() * facts.upscale**2 * padded.element_size()
+    if each * padded.shape[2] * padded.shape[3] <= budget:
+        return longest
+    side = int(math.sqrt(max(0, budget) / (each * batch))) // facts.multiple * facts.multiple
+    side = max(smallest, side)
+    log.info("tiles of %d pixels: %.1f GiB of memory are free", side, free / 2**30)
+    return side
+
+
+def _plan(size: Sequence[int], side: int, overlap: int, multiple: int) -> Plan:
+    """Equal tiles evenly spread on the grid of `multiple`: few as `side` allows, then small as their number allows."""
+    shared = _round_up(2 * overlap + _FEATHER, multiple)
+    sizes, starts = [], []
+    for length in size:
+        steps = math.ceil((length - side) / (side - shared)) if length > side else 0
+        small = min(length, _round_up(math.ceil((length + steps * shared) / (steps + 1)), multiple))
+        spare = length - small
+        sizes.append(small)
+        starts.append(tuple(spare * i // max(1, steps) // multiple * multiple for i in range(steps + 1)))
+    return Plan((sizes[0], sizes[1]), (starts[0], starts[1]))
+
+
+def _weights(starts: Sequence[int], size: int, length: int, overlap: int, upscale: int) -> Tensor:
+    """How much every tile counts at each of its output pixels along one axis. (tiles, size * upscale), float64."""
+    place = torch.arange(size * upscale, dtype=torch.float64) + 0.5
+    weights, total = [], torch.zeros(length * upscale, dtype=torch.float64)
+    for number, start in enumerate(starts):
+        weight = torch.ones_like(place)
+        if number > 0:  # nothing within the context, then a ramp over what the neighbour covers too
+            shared = starts[number - 1] + size - start - 2 * overlap
+            weight = weight * ((place / upscale - overlap) / shared).clamp(0, 1)
+        if number + 1 < len(starts):
+            shared = start + size - starts[number + 1] - 2 * overlap
+            weight = weight * ((size - overlap - place / upscale) / shared).clamp(0, 1)
+        total[start * upscale : (start + size) * upscale] += weight
+        weights.append(weight)
+    return torch.stack(
+        [w / total[s * upscale : (s + size) * upscale] for w, s in zip(weights, starts, strict=True)]
+    )  # three neighbours meet where tiles lie close; the division makes their weights sum to one too
+
+
+def _run(
+    network: nn.Module, image: Tensor, plan: Plan, overlap: int, upscale: int, batch: int, progress: Progress | None
+) -> Tensor:
+    report = progress or (lambda done, total: None)
+    corners = plan.corners
+    device, dtype = _place(network)
+    report(0, len(corners))
+    if len(corners) == 1:
+        out = network(image.to(device, dtype or image.dtype)).to(image)
+        report(1, 1)
+        return out
+    (height, width), b = plan.size, image.shape[0]
+    tables = [
+        _weights(plan.starts[axis], plan.size[axis], image.shape[axis + 2], overlap, upscale).to(image)
+        for axis in (0, 1)
+    ]
+    out = image.new_zeros(*image.shape[:2], image.shape[2] * upscale, image.shape[3] * upscale)
+    for first in range(0, len(corners), batch):
+        some = corners[first : first + batch]
+        places = [(plan.starts[0][i], plan.starts[1][j]) for i, j in some]
+        tiles = torch.cat([image[..., y : y + height, x : x + width] for y, x in places])  # (tiles b) c h w
+        restored = network(tiles.to(device, dtype or image.dtype)).to(image).split(b)
+        for (i, j), (y, x), piece in zip(some, places, restored, strict=True):
+            rows, columns = (slice(v * upscale, (v + n) * upscale) for v, n in ((y, height), (x, width)))
+            out[..., rows, columns] += piece * (tables[0][i][:, None] * tables[1][j])
+        report(first + len(some), len(corners))
+    return out
+
+
+@contextmanager
+def _evaluating(network: nn.Module):  # noqa: ANN202
+    """Eval mode without gradients; afterwards every module has the mode that it had."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.no_grad():  # not inference_mode: what a network caches must stay usable in training
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _place(network: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    first = next((p for p in network.parameters() if p.is_floating_point()), None)
+    return (torch.device("cpu"), None) if first is None else (first.device, first.dtype)
+
+
+def _what(image: Tensor) -> str:
+    return f"an image of {image.shape[3]}x{image.shape[2]}"
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
