@@ -2,7 +2,6 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,20 +26,19 @@ def test_every_command_of_the_table_exists_and_takes_its_arguments():
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["recipes"], ["show", "train/hat-tiny-x2"]])
 def test_help_and_listings_start_fast_and_without_torch(words):
     code = (
-        "import sys, time; start = time.perf_counter(); from zoo.cli import main; code = main(sys.argv[1:]);"
-        "sys.stderr.write(f'{time.perf_counter() - start} ' + str([m for m in "
-        "('torch', 'lightning', 'diffusers', 'transformers', 'wandb') if m in sys.modules])); sys.exit(code)"
+        "import sys, time; from zoo.cli import main; code = main(sys.argv[1:]);"
+        "names = ('torch', 'lightning', 'diffusers', 'transformers', 'wandb');"
+        "print([n for n in names if n in sys.modules], time.process_time(), file=sys.stderr); sys.exit(code)"
     )
-    best = 9.0
-    for _ in range(3):  # the machine may be busy; one quick start out of three is enough
-        started = time.perf_counter()
+    spent = []
+    for _ in range(3):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - started)
-        assert done.stderr.split(" ", 1)[1] == "[]"
-        if best < 0.3:
-            break
-    limit = 0.6 if words[0] == "show" else 0.3  # reading a recipe imports OmegaConf
-    assert best < limit
+        imported, seconds = done.stderr.rsplit(" ", 1)
+        assert imported == "[]"
+        spent.append(float(seconds))
+    # Time of the processor, interpreter included: wall time is the same on a quiet machine and anything on a busy one.
+    # Reading a recipe costs an import of OmegaConf.
+    assert min(spent) < (0.6 if words[0] == "show" else 0.3)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])

@@ -1,0 +1,51 @@
+"""Filter banks by name, and the lengths they give; the only file that knows pywt."""
+
+from functools import lru_cache
+
+import pywt
+import torch
+from torch import Tensor
+
+MODES = (
+    "zero",
+    "constant",
+    "symmetric",
+    "reflect",
+    "periodic",
+    "smooth",
+    "antisymmetric",
+    "antireflect",
+    "periodization",
+)
+
+
+@lru_cache(maxsize=256)
+def _taps(wave: str) -> tuple[tuple[float, ...], ...]:
+    if wave not in pywt.wavelist(kind="discrete"):
+        raise ValueError(f"dwt: wave must be a discrete wavelet of pywt such as haar or db4, got {wave!r}")
+    return tuple(map(tuple, pywt.Wavelet(wave).filter_bank))
+
+
+@torch.library.custom_op("zoo::filter_bank", mutates_args=())  # a constant to torch.compile, which cannot read pywt
+def filter_bank(wave: str) -> Tensor:
+    """Read a bank of four filters of one even length, (4, k) float64: low and high to take apart, the same to rebuild.
+
+    Raises:
+        ValueError: pywt has no discrete wavelet of this name.
+    """
+    return torch.tensor(_taps(wave), dtype=torch.float64, device="cpu")
+
+
+@filter_bank.register_fake
+def _(wave: str) -> Tensor:
+    return torch.empty(4, len(_taps(wave)[0]), dtype=torch.float64, device="cpu")
+
+
+def band_size(size: int, taps: int, mode: str) -> int:
+    """Length of the bands of a signal of length `size`."""
+    return (size + 1) // 2 if mode == "periodization" else (size + taps - 1) // 2
+
+
+def signal_size(size: int, taps: int, mode: str) -> int:
+    """Length of the signal rebuilt from bands of length `size`: one more than it was where that was odd."""
+    return 2 * size if mode == "periodization" else 2 * size - taps + 2
