@@ -13,5 +13,8 @@ class UserError(ValueError):
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """The ending of an error sentence: " Did you mean 'a' or 'b'?", or nothing when no known name comes near."""
-    close = difflib.get_close_matches(name.lower(), sorted(known), most, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    lower: dict[str, str] = {}
+    for item in sorted(known):
+        lower.setdefault(item.lower(), item)
+    close = difflib.get_close_matches(name.lower(), lower, most, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(lower[item]) for item in close)}?" if close else ""

@@ -164,6 +164,32 @@ def test_a_stopped_training_saves_its_step_and_goes_on_to_the_same_bits(number, 
     assert differences(results(folder), unbroken) == []
 
 
+def test_a_stop_for_the_whole_process_group_saves_too(place, unbroken, tmp_path):
+    """As service managers, `timeout` and terminals send it: the data workers get the signal as well."""
+    folder = make_run(tmp_path).folder
+
+    class Outside(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 3:
+                group = os.getpgrp()
+                sender = os.fork()  # torch's workers tell a signal of their parent from one of a stranger
+                if sender == 0:
+                    os.setpgrp()
+                    os.killpg(group, signal.SIGTERM)
+                    os._exit(0)
+                os.waitpid(sender, 0)
+                time.sleep(0.2)
+
+    class Apart(Callback):
+        def setup(self, trainer, *_, **__):
+            os.setpgrp()
+
+    assert train(place, folder, Apart(), Outside(), workers=1) == 143, (place / "said.txt").read_text()
+    assert Run(folder).status["step"] == 4
+    assert train(place, folder, workers=1) == 0, (place / "said.txt").read_text()
+    assert differences(results(folder), unbroken) == []
+
+
 def test_sigusr1_saves_and_goes_on(place, unbroken, tmp_path):
     folder = make_run(tmp_path).folder
 

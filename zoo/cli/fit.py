@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, recipe: "Recipe") -> "tuple[Run, bool]":
     """The run to train, and whether it is new."""
-    from zoo.tasks.run import Run
+    from zoo.tasks.run import Run, rank
 
     if args.resume == "newest":
         found = Run.newest_unfinished(args.out, recipe.hash)
@@ -94,9 +94,9 @@ def _open(args: argparse.Namespace, recipe: "Recipe") -> "tuple[Run, bool]":
         if found.status.get("hash") != recipe.hash:
             log.warning("run %s was started with other settings; it goes on with those given now", args.resume)
             kept = found.folder / "checkpoints" / "config.yaml"
-            if kept.is_file():
+            if rank() == 0 and kept.is_file():
                 kept.replace(kept.with_name(f"config-until-{found.status.get('step', 0)}.yaml"))
-            kept.write_text(yaml.safe_dump(recipe.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+                kept.write_text(yaml.safe_dump(recipe.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return found, False
     head = [f"# zoo fit {args.recipe}", *(f"#   {text}" for text in recipe.overrides)]
     text = "\n".join([*head, recipe.text])

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -87,7 +88,11 @@ def open_working_folder(args: argparse.Namespace) -> None:
 
 
 def set_up_logs(quiet: bool) -> None:
-    """Sends remarks to stderr as bare lines; `quiet` keeps warnings and errors only."""
+    """Sends remarks to stderr as bare lines; `quiet` keeps warnings and errors only.
+
+    Of the processes of a distributed training the first one speaks for all.
+    """
+    quiet = quiet or os.environ.get("LOCAL_RANK", "0") != "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     logging.getLogger("zoo").setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
