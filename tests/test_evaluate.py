@@ -145,5 +145,5 @@ def test_perfect_rows_gain_nothing_instead_of_nan():
 
 
 def test_recorded_figures_name_the_paper():
-    assert recorded("hat-x4") == ["paper: Set5 33.04 dB PSNR-Y, crop 4, uint8"]
+    assert recorded("hat-x4") == ["paper: Set5 PSNR-Y, crop 4, uint8 33.04 dB"]
     assert recorded("w.safetensors") == []

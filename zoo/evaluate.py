@@ -17,7 +17,7 @@ from zoo.data.imresize import imresize
 from zoo.data.pairs import Pair, open_pairs
 from zoo.errors import UserError, nearest
 from zoo.metrics.psnr_ssim import Image, Protocol, rgb_to_y
-from zoo.models import list_models, lookup, needs
+from zoo.models import needs
 from zoo.pipelines.restoring import prepare, restore_tensor
 from zoo.pipelines.tiling import Progress
 
@@ -300,14 +300,10 @@ def telling_image(scores: Sequence[Scores]) -> str:
 
 
 def recorded(model: str) -> list[str]:
-    """What is on record for a variant: the paper's figure, and ours from checkpoints/index.yaml; one phrase each."""
-    family = next((fact.family for fact in list_models() if fact.name == model), None)
-    if family is None:
-        return []
-    paper = lookup(family).variants[model].metric
-    figures = shipped.index().get(model, {}).get("figures") or {}
-    ours = [f"{what}: {value}" for what, value in figures.items()] if isinstance(figures, dict) else [str(figures)]
-    return ([f"paper: {paper}"] if paper else []) + ours
+    """What checkpoints/index.yaml has of a variant: the paper's figures and ours; one phrase each."""
+    row = shipped.index().get(model, {})
+    paper = [f"paper: {where} {value}" for where, value in (row.get("paper") or {}).items()]
+    return paper + [f"{where}: {value}" for where, value in (row.get("figures") or {}).items()]
 
 
 def _labels(models: Sequence[str | Path | nn.Module], networks: Sequence[nn.Module | None]) -> list[str]:

@@ -32,9 +32,9 @@ def _list(args: argparse.Namespace) -> int:
         names = [facts.name for facts in models.list_models()]
         raise UserError(f"no model matches {args.pattern!r}.{nearest(args.pattern, names)} `zoo list` shows all.")
     if args.json:
-        print(json.dumps([asdict(facts) | {"figures": _figures(facts.name)} for facts in found], indent=2))
+        print(json.dumps([asdict(facts) | _recorded(facts.name) for facts in found], indent=2))
         return 0
-    head = ["model", "family", "task", "upscale", "multiple", "dtypes", "licence", "weights", "figures"]
+    head = ["model", "family", "task", "upscale", "multiple", "dtypes", "licence", "weights", "measured", "paper"]
     rows = [
         [
             facts.name,
@@ -45,7 +45,7 @@ def _list(args: argparse.Namespace) -> int:
             ", ".join(facts.dtypes),
             facts.licence,
             "shipped" if facts.shipped else "fetch",
-            _words(_figures(facts.name)),
+            *map(_words, _recorded(facts.name).values()),
         ]
         for facts in found
     ]
@@ -59,9 +59,10 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _figures(name: str) -> Any:  # noqa: ANN401 (whatever the index holds)
-    """What index.yaml says of the quality of a variant's weights."""
-    return shipped.index().get(name, {}).get("figures")
+def _recorded(name: str) -> dict[str, Any]:
+    """What index.yaml says of the quality of a variant's weights: measured by us, and the paper's."""
+    row = shipped.index().get(name, {})
+    return {"figures": row.get("figures"), "paper": row.get("paper")}
 
 
 def _words(figures: object) -> str:

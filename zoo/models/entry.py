@@ -13,12 +13,10 @@ class Variant:
     """A named size of a family.
 
     Args:
-        config: keywords of the constructor.
-        metric: headline figure of the paper with its protocol, or "" when there is none.
+        config: keywords of the constructor. Sources and figures of its weights stand in checkpoints/index.yaml.
     """
 
     config: Mapping[str, Any]
-    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -430,13 +430,13 @@ _SMALL = {"embed_dim": 144, "compress": 24, "squeeze": 24}
 VARIANTS = {
     "hat-s-x2": Variant(_released(2, **_SMALL)),
     "hat-s-x3": Variant(_released(3, **_SMALL)),
-    "hat-s-x4": Variant(_released(4, **_SMALL), "Set5 32.92 dB PSNR-Y, crop 4, uint8"),
-    "hat-x2": Variant(_released(2), "Set5 38.63 dB PSNR-Y, crop 2, uint8"),
-    "hat-x3": Variant(_released(3), "Set5 35.07 dB PSNR-Y, crop 3, uint8"),
-    "hat-x4": Variant(_released(4), "Set5 33.04 dB PSNR-Y, crop 4, uint8"),
-    "hat-l-x2": Variant(_released(2, groups=12), "Set5 38.91 dB PSNR-Y, crop 2, uint8 (ImageNet pre-training)"),
+    "hat-s-x4": Variant(_released(4, **_SMALL)),
+    "hat-x2": Variant(_released(2)),
+    "hat-x3": Variant(_released(3)),
+    "hat-x4": Variant(_released(4)),
+    "hat-l-x2": Variant(_released(2, groups=12)),
     "hat-l-x3": Variant(_released(3, groups=12)),
-    "hat-l-x4": Variant(_released(4, groups=12), "Set5 33.30 dB PSNR-Y, crop 4, uint8 (ImageNet pre-training)"),
+    "hat-l-x4": Variant(_released(4, groups=12)),
     "hat-tiny-x2": Variant(
         {
             "embed_dim": 48,
