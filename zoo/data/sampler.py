@@ -209,7 +209,7 @@ class ResumableLoader:
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; only the process that owns the run may answer it."""
-    for name in ("SIGINT", "SIGUSR1"):
+    """Ctrl-C, `timeout` and systemd signal the whole process group; only the process that owns the run may answer."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

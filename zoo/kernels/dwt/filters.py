@@ -21,9 +21,9 @@ MODES = (
 
 @lru_cache(maxsize=256)
 def _taps(wave: str) -> tuple[tuple[float, ...], ...]:
-    if wave not in pywt.wavelist(kind="discrete"):
+    if wave not in pywt.wavelist(kind="discrete"):  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"dwt: wave must be a discrete wavelet of pywt such as haar or db4, got {wave!r}")
-    return tuple(map(tuple, pywt.Wavelet(wave).filter_bank))
+    return tuple(map(tuple, pywt.Wavelet(wave).filter_bank))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @torch.library.custom_op("zoo::filter_bank", mutates_args=())  # a constant to torch.compile, which cannot read pywt

@@ -6,7 +6,7 @@ time (four samples, on the way back) fill it with 16 channels, which took half t
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 
 from .filters import band_size
@@ -58,7 +58,7 @@ class _Analysis(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, taps: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, x: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(taps)
         ndim, length = x.ndim - 1, taps.shape[1]
         sizes = [(n - length + 2) // 2 for n in x.shape[1:]]
@@ -72,7 +72,7 @@ class _Analysis(torch.autograd.Function):
         return y[(..., *(slice(n) for n in sizes))]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None]:
         return _Synthesis.apply(grad, *ctx.saved_tensors), None
 
 
@@ -80,7 +80,7 @@ class _Synthesis(torch.autograd.Function):
     """The adjoint of `_Analysis`: x[m] = sum_k,bands taps[2 k + L - 1 - m] y[k]; (n, bands, *k) -> (n, *sizes)."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, bands: Tensor, taps: Tensor) -> Tensor:
+    def forward(ctx: BackwardCFunction, bands: Tensor, taps: Tensor) -> Tensor:
         ctx.save_for_backward(taps)
         ndim, length = bands.ndim - 2, taps.shape[1]
         reach = length // 2 - 1  # coefficients before the tile that still touch it
@@ -97,7 +97,7 @@ class _Synthesis(torch.autograd.Function):
         return y[(..., *(slice(n) for n in sizes))]
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None]:
         return _Analysis.apply(grad, *ctx.saved_tensors), None
 
 

@@ -66,7 +66,10 @@ def window_attention(
     Raises:
         ValueError: shapes, dtypes or options that do not fit together, or an unknown `impl`.
     """
-    window, shift, overlap = _pair("window", window), _pair("shift", shift), _pair("overlap", overlap)
+    grid, window, shift, overlap = (
+        _pair(name, value)
+        for name, value in (("grid", grid), ("window", window), ("shift", shift), ("overlap", overlap))
+    )
     _check_tokens(q, k, v, grid)
     _check_geometry(window, shift, overlap, wrap, pad)
     _check_bias(bias_table, bias_index, q.shape[1], window, overlap)
@@ -74,8 +77,8 @@ def window_attention(
         from .reference import forward
     else:
         from .torch_impl import forward
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return forward(q, k, v, tuple(grid), window, shift, overlap, wrap, bias_table, bias_index, pad, scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    return forward(q, k, v, grid, window, shift, overlap, wrap, bias_table, bias_index, pad, factor)
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -92,8 +95,8 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Non
         )
     if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
         raise ValueError(f"window_attention: v must be {(*q.shape[:3], 'e')}, got {tuple(v.shape)}")
-    if len(grid) != 2 or grid[0] * grid[1] != q.shape[2]:
-        raise ValueError(f"window_attention: grid must be (h, w) with h w = {q.shape[2]} tokens, got {tuple(grid)}")
+    if min(grid) < 0 or grid[0] * grid[1] != q.shape[2]:
+        raise ValueError(f"window_attention: grid must be (h, w) with h w = {q.shape[2]} tokens, got {grid}")
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"window_attention: k and v must be float like q, got {q.dtype}, {k.dtype}, {v.dtype}")
 

@@ -95,14 +95,14 @@ def _window_attention(
         for block in _blocks(q, bias, grid, window, shift, overlap, wrap, attend):
             qs = _gather(q, block, block.queries, window, space)
             ks, vs = (_gather(t, block, block.keys, window, space) for t in (k, v))
-            os = space.take(*qs.shape[:3], vs.shape[3])
+            ys = space.take(*qs.shape[:3], vs.shape[3])
             logits, p = (space.take(len(qs) * block.heads, qs.shape[1], ks.shape[1]) for _ in range(2))
-            for bh, oh, *parts in _by_heads(block, os, qs, ks, vs):
+            for bh, yh, *parts in _by_heads(block, ys, qs, ks, vs):
                 qh, kh, vh = (t.flatten(0, 1) for t in parts)  # (heads nw) n d
                 ph = _attend(qh, kh, bh, scale, logits[: len(qh)], p[: len(qh)])
                 # d by n, not n by d: BLAS is up to five times slower at a result only d wide.
-                oh.copy_(torch.bmm(vh.mT, ph.mT).mT.view_as(oh))
-            _scatter(out, os, block, block.queries, window)
+                yh.copy_(torch.bmm(vh.mT, ph.mT).mT.view_as(yh))
+            _scatter(out, ys, block, block.queries, window)
             space.release()
     return _to_tokens(out)
 
@@ -161,8 +161,8 @@ def _backward(
 def _(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *_: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v)]
-    return *grads, q.new_empty(0) if bias is None else torch.empty_like(bias)
+    dq, dk, dv = (t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v))
+    return dq, dk, dv, q.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
@@ -259,8 +259,8 @@ def _blocks(
         for image, top, left in product(range(0, b, deep), range(0, rows.count, high), range(0, columns.count, wide)):
             counts = min(high, rows.count - top), min(wide, columns.count - left)
             by = top * window[0], left * window[1]
-            spans = [tuple(_moved(span, step) for span, step in zip(s, by, strict=True)) for s in (queries, keys)]
-            yield _Block((image, min(deep, b - image)), counts, *spans, together, part, place)
+            inside, seen = ((_moved(rows_, by[0]), _moved(columns_, by[1])) for rows_, columns_ in (queries, keys))
+            yield _Block((image, min(deep, b - image)), counts, inside, seen, together, part, place)
 
 
 def _share(count: int, most: int) -> int:
