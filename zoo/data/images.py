@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from zoo.media import list_images, read_image, to_uint8
 
 logger = logging.getLogger(__name__)
 Sample = TypeVar("Sample")
+_Read = TypeVar("_Read")
 KEEP_BYTES = 512 * 2**20  # collections whose decoded pixels fit into this are read once and stay in memory
 _LISTED = 20  # names in one log line or report
 
@@ -129,7 +130,7 @@ class Collection(ABC, Generic[Sample]):
         good = [size for name, size in zip(self.names, self.sizes, strict=True) if name not in self._unreadable]
         return Report(self.source, len(good), Counter(good), dict(self._unreadable))
 
-    def _try(self, read, name):  # noqa: ANN001, ANN202 (either of the two methods above)
+    def _try(self, read: Callable[[str], _Read], name: str) -> _Read | None:
         try:
             return read(name)
         except (UserError, OSError) as error:
@@ -180,7 +181,8 @@ def size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             # Asking a PNG for EXIF would decode it, as the chunk may stand at the end; hardly any PNG is turned.
             turned = image.format != "PNG" and image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
-            return image.size[:: 1 if turned else -1]
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

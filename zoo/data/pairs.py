@@ -138,8 +138,9 @@ class Pairs(Collection[Pair]):
         return Pair(name, np.ascontiguousarray(lq[: h // self.upscale, : w // self.upscale]), gt)
 
     def _made(self, entry: Entry, gt: np.ndarray) -> np.ndarray:
-        from_disk = isinstance(entry.gt, Path) and not self.in_memory
-        path = cache_file(entry.gt, self.upscale, self.channels) if from_disk else None
+        path = None
+        if isinstance(entry.gt, Path) and not self.in_memory:
+            path = cache_file(entry.gt, self.upscale, self.channels)
         if path is not None and path.is_file():
             try:
                 lq = read_uint8(path, self.channels)

@@ -62,17 +62,16 @@ def side_by_side(
     """
     cells = _cells("side_by_side", images, labels)
     width, height = max((cell.size for cell in cells), key=math.prod)
-    column, strip = _COLUMN, []
+    size = min(zoom[2], width, height) if zoom else 1
+    column = max(1, round(_COLUMN / size)) * size  # a whole number of dots for every pixel of the square
+    row = max(1, round(column * height / width))
+    overview, strip = [_resized(cell, column, row) for cell in cells], []
     if zoom:
-        top, left, size = (*zoom[:2], min(zoom[2], width, height))
-        column = max(1, round(_COLUMN / size)) * size  # a whole number of dots for every pixel
+        top, left, _ = zoom
         for cell in cells:
             ratio = cell.width / width
             box = (left * ratio, top * ratio, (left + size) * ratio, (top + size) * ratio)
             strip.append(cell.resize((column, column), Image.Resampling.NEAREST, box=box))
-    row = max(1, round(column * height / width))
-    overview = [_resized(cell, column, row) for cell in cells]
-    if zoom:
         ratio = column / width
         frame = [round(v * ratio) for v in (left, top, left + size, top + size)]
         for cell in overview:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from zoo.errors import UserError
 
@@ -162,7 +162,7 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(t), t) if t.isdecimal() else (1, 0, t.lower()) for t in re.findall(r"\d+|\D+", text)]
 
 
-def _header(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
+def _header(path: Path, file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
     """Open without decoding. Formats outside _READERS never reach their decoders."""
     file.seek(0)
     head = file.read(16)
@@ -173,7 +173,7 @@ def _header(path: Path, file: BinaryIO, max_pixels: int) -> Image.Image:
     for name in _READERS:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(head) is True:
-            image = factory(file, None)  # told a name, Pillow maps raw TIFF into memory and skews turned ones
+            image = factory(file, "")  # told a name, Pillow maps raw TIFF into memory and skews turned ones
             break
     else:
         raise UserError(

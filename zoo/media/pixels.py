@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 from zoo.errors import UserError
 
@@ -73,7 +73,7 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def decode(image: Image.Image, reopen: Callable[[], Image.Image] | None = None) -> Picture:
+def decode(image: Image.Image, reopen: Callable[[], ImageFile.ImageFile] | None = None) -> Picture:
     """Read the pixels of an opened Pillow image.
 
     Args:
@@ -81,7 +81,9 @@ def decode(image: Image.Image, reopen: Callable[[], Image.Image] | None = None) 
         reopen: opens the same file once more; without it 16-bit colour is cut to 8 bits.
     """
     raw = _raw_mode(image)
-    deep = _read_16_bit_colour(image, raw, reopen) if reopen and raw in _COLOUR16 else None
+    deep = None
+    if reopen and isinstance(image, ImageFile.ImageFile) and raw in _COLOUR16:
+        deep = _read_16_bit_colour(image, raw, reopen)
     image.load()
     info, mode = _kept(image), image.mode
     if deep is not None:
@@ -111,7 +113,7 @@ def _raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else str(arguments[0])
 
 
-def _read_as(image: Image.Image, raw: str) -> np.ndarray:
+def _read_as(image: ImageFile.ImageFile, raw: str) -> np.ndarray:
     """Load the file's bytes as another raw mode. uint16 (h, w, c)."""
     for i, tile in enumerate(image.tile):
         arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
@@ -120,7 +122,9 @@ def _read_as(image: Image.Image, raw: str) -> np.ndarray:
     return np.asarray(image).astype(np.uint16)
 
 
-def _read_16_bit_colour(image: Image.Image, raw: str, reopen: Callable[[], Image.Image]) -> np.ndarray:
+def _read_16_bit_colour(
+    image: ImageFile.ImageFile, raw: str, reopen: Callable[[], ImageFile.ImageFile]
+) -> np.ndarray:
     """High and low bytes from two decodings. uint16 (h, w, c)."""
     if raw == "LA;16B":  # four bytes a pixel, so one decoding as RGBA delivers them all
         four = _read_as(image, "RGBA")

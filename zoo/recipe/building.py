@@ -225,9 +225,9 @@ def _lightning(
 ) -> Built:
     """Lightning's parser over the parts: it checks what is left to check and builds trainer, task and data."""
     from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import LightningDataModule, LightningModule
     from lightning.pytorch.cli import LightningCLI
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     class Lightning(LightningCLI):
         def instantiate_trainer(self, **keywords: object) -> "Trainer":

@@ -63,7 +63,7 @@ class Draft:
                     raise UserError(f"{above.where(source)}: {dotted(source)} appends to a list; both must be lists")
                 self._move(above, source, target, len(old or []))
                 below[name] = [*(old or []), *value]
-            elif _merges(old, value) and key == name:
+            elif isinstance(old, dict) and _merges(old, value) and key == name:
                 self.places[target] = above.where(source)
                 self._lay(old, value, above, target, source)
             else:
@@ -124,11 +124,9 @@ class Draft:
         self._lay(node, {last: value}, Draft(places={(*path, last): label}), path, path)
 
 
-def _merges(old: object, new: object) -> bool:
-    """Whether `new` goes into `old`: both are mappings and do not name different things."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return False
-    return all(new[key] == old.get(key) for key in _NAMES if key in new)
+def _merges(old: dict[str, Any], new: object) -> bool:
+    """Whether `new` goes into `old`: it is a mapping, too, and does not name another thing."""
+    return isinstance(new, dict) and all(new[key] == old.get(key) for key in _NAMES if key in new)
 
 
 def _known(node: dict[str, Any], path: KeyPath) -> list[str] | None:

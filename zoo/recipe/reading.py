@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo import shipped
@@ -109,7 +109,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Draft:
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{_shown(path)}:1: a recipe must be a mapping of keys such as model, data and trainer")
         _mark(node, _shown(path), (), draft.places)
-        draft.config = OmegaConf.to_container(OmegaConf.create(text))
+        draft.config = _plain(OmegaConf.create(text))
     except UnicodeDecodeError as error:
         raise UserError(f"{_shown(path)}: this is no text file; a recipe is YAML in UTF-8") from error
     except yaml.MarkedYAMLError as error:
@@ -163,7 +163,7 @@ def _override(draft: Draft, text: str) -> None:
     if not sign or not key.strip():
         raise UserError(f"{label}: write it as key=value, such as trainer.max_steps=100")
     try:
-        data = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+        data = _plain(OmegaConf.from_dotlist([f"value={value}"]))["value"]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{label}: the value is not valid YAML; quote it") from error
     top = key.strip().split(".")[0].removesuffix("+")
@@ -175,9 +175,16 @@ def _override(draft: Draft, text: str) -> None:
 def _interpolate(draft: Draft) -> dict[str, Any]:
     """The config with every ${} resolved."""
     try:
-        return OmegaConf.to_container(OmegaConf.create(draft.config), resolve=True)
+        return _plain(OmegaConf.create(draft.config), resolve=True)
     except OmegaConfBaseException as error:
         raise _unresolved(draft, error) from error
+
+
+def _plain(config: DictConfig | ListConfig, *, resolve: bool = False) -> dict[Any, Any]:
+    """A mapping as dicts and lists; YAML allows keys that are no text, which `Draft.lay` refuses."""
+    data = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(data, dict)
+    return data
 
 
 def _unresolved(draft: Draft, error: OmegaConfBaseException) -> UserError:

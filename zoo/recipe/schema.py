@@ -249,7 +249,7 @@ def _members(annotation: object) -> tuple[object, ...]:
 
 def _record(annotation: object) -> type | None:
     """The dataclass that a mapping given for the annotation must describe."""
-    return next((member for member in _members(annotation) if is_dataclass(member)), None)
+    return next((m for m in _members(annotation) if isinstance(m, type) and is_dataclass(m)), None)
 
 
 def _inside(annotation: object, container: type) -> object:
@@ -270,7 +270,7 @@ def _leaves(annotation: object) -> Iterator[object]:
             yield from _leaves(part)
     else:
         yield annotation
-        if is_dataclass(annotation):
+        if isinstance(annotation, type) and is_dataclass(annotation):
             for part in _hints(annotation).values():
                 yield from _leaves(part)
 

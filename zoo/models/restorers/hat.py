@@ -276,6 +276,10 @@ class HAT(nn.Module):
         ValueError: a keyword is outside its range.
     """
 
+    mean: Tensor
+    relative_position_index_SA: Tensor
+    relative_position_index_OCA: Tensor
+
     def __init__(
         self,
         *,
