@@ -116,15 +116,13 @@ def _raw_mode(image: Image.Image) -> str:
 def _read_as(image: ImageFile.ImageFile, raw: str) -> np.ndarray:
     """Load the file's bytes as another raw mode. uint16 (h, w, c)."""
     for i, tile in enumerate(image.tile):
-        arguments = raw if isinstance(tile[3], str) else (raw, *tile[3][1:])
-        named = hasattr(tile, "_replace")  # plain tuples in Pillow before 11
-        image.tile[i] = tile._replace(args=arguments) if named else (*tile[:3], arguments)
+        *place, arguments = tile
+        arguments = (raw, *arguments[1:]) if isinstance(arguments, tuple) else raw
+        image.tile[i] = tuple.__new__(type(tile), (*place, arguments))  # plain tuples in Pillow before 11, then named
     return np.asarray(image).astype(np.uint16)
 
 
-def _read_16_bit_colour(
-    image: ImageFile.ImageFile, raw: str, reopen: Callable[[], ImageFile.ImageFile]
-) -> np.ndarray:
+def _read_16_bit_colour(image: ImageFile.ImageFile, raw: str, reopen: Callable[[], ImageFile.ImageFile]) -> np.ndarray:
     """High and low bytes from two decodings. uint16 (h, w, c)."""
     if raw == "LA;16B":  # four bytes a pixel, so one decoding as RGBA delivers them all
         four = _read_as(image, "RGBA")
