@@ -67,7 +67,7 @@ def _recorded(name: str) -> dict[str, Any]:
 
 def _words(figures: object) -> str:
     if isinstance(figures, dict):
-        return ", ".join(f"{name} {value}" for name, value in figures.items())
+        return "; ".join(f"{name}: {value}" for name, value in figures.items())
     return "" if figures is None else str(figures)
 
 

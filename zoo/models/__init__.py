@@ -209,7 +209,7 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     network.variant = variant or _same_size(family, found)
     _fill(network, described.convert(state), name)
     network.sha = (header or {}).get("sha")
-    log.info("weights %s: %s %s", name, family, network.variant or "")
+    log.info("weights %s: %s", name, network.variant or f"{family}, no named size")
     return network
 
 
