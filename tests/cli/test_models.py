@@ -40,7 +40,7 @@ def test_figures_come_from_the_index(capsys, monkeypatch):
     row = {"figures": {"PSNR-Y, crop 2, uint8": 33.5}, "sha256": "0", "source": "here"}
     monkeypatch.setattr(shipped, "index", lambda: {"hat-tiny-x2": row})
     assert main(["list", "hat-tiny-x2"]) == 0
-    assert "PSNR-Y, crop 2, uint8 33.5" in capsys.readouterr().out
+    assert "PSNR-Y, crop 2, uint8: 33.5" in capsys.readouterr().out
     assert main(["info", "hat-tiny-x2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"] == row["figures"]
 
