@@ -138,3 +138,44 @@ def test_contradictions_are_one_sentence(folder, tmp_path):
         Image.new("RGB", (side, side)).save(tmp_path / "set" / half / "a.png")
     with pytest.raises(UserError, match="brings its own lq files; remove Bicubic"):
         Crops(str(tmp_path / "set"), 2, [Bicubic(2)])
+
+
+def test_scales_shrink_the_ground_truth_and_its_lq_follows(folder):
+    crops = Crops(str(folder), 2, hflip=False, vflip=False, transpose=False, scales=[1.0, 0.5], seed=1)
+    seen = set()
+    for number in range(16):
+        sample = crops[Draw(number, 0, 5)]
+        column = levels(sample["gt"])[1]
+        step = int(
+            (column[:, -3] - column[:, 2]).float().mean() / (column.shape[1] - 5) + 0.5
+        )  # 4 a pixel, 8 if shrunk
+        seen.add(step)
+        assert step in (4, 8)
+        expected = imresize(sample["gt"], 0.5)[:, 1:-1, 1:-1]  # borders differ: lq was cut from the whole
+        assert (sample["lq"][:, 1:-1, 1:-1] - expected).abs().max() < 0.02
+    assert seen == {4, 8}
+
+
+def test_colours_are_permuted_alike_in_both_halves(folder):
+    crops = Crops(str(folder), 1, permute_colours=True, hflip=False, vflip=False, transpose=False)
+    plain = Crops(str(folder), 1, hflip=False, vflip=False, transpose=False)
+    orders = set()
+    for number in range(40):
+        sample, known = crops[Draw(number, 1, 8)], plain[Draw(number, 1, 8)]
+        assert torch.equal(sample["lq"], sample["gt"])
+        order = tuple(next(i for i in range(3) if torch.equal(channel, known["gt"][i])) for channel in sample["gt"])
+        orders.add(order)
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scales": [0.0]}, r"scales must be factors in \(0, 1\], got \[0.0\]"),
+        ({"scales": [1.5]}, "scales must be factors"),
+        ({"permute_colours": True, "channels": 1}, "permute_colours needs channels 3, got 1"),
+    ],
+)
+def test_impossible_augmentation_is_refused(folder, options, said):
+    with pytest.raises(UserError, match=said):
+        Crops(str(folder), 2, **options)

@@ -85,17 +85,17 @@ def test_padding_reflects_and_goes_on_reflecting_where_the_image_is_small():
 
 
 def test_tiled_hat_scores_as_the_whole_image_does(hat):
-    """Global pooling in HAT's channel attention sees a tile instead of the image: numbers move, quality must not."""
-    gt = torch.from_numpy(dict(photos("demo"))["chelsea"]).permute(2, 0, 1)[:, 20:244, 100:324]
+    """On camera, half sky and half detail, tiles with means of their own were 0.2 dB worse."""
+    gt = torch.from_numpy(dict(photos("validation"))["camera"]).permute(2, 0, 1).expand(3, -1, -1)
     lq = Bicubic(2).fixed(gt)[None]
     seen = []
-    tiled = restore(hat, lq, tile=64, progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, 9)  # 3x3 tiles
-    assert seen[-1] == (9, 9)
+    tiled = restore(hat, lq, tile=112, progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, 27)  # 3x3 tiles, three times: twice for the two means, once for the result
+    assert seen[-1] == (27, 27)
     whole = restore(hat, lq, tile=None)
     assert not torch.equal(tiled, whole)
     protocol = Protocol(crop_border=2, y_channel=True)
-    assert abs(protocol.psnr(tiled, gt[None]) - protocol.psnr(whole, gt[None])) < 0.01
+    assert abs(protocol.psnr(tiled, gt[None]) - protocol.psnr(whole, gt[None])) < 0.001
 
 
 def test_no_seam_stands_out_at_tile_borders(hat):

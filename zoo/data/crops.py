@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.data.degradations import Bicubic, Degradation, augment
-from zoo.data.pairs import Pairs, open_pairs
+from zoo.data.imresize import imresize
+from zoo.data.pairs import Pair, Pairs, open_pairs
 from zoo.data.sampler import Draw, seed_of
 from zoo.errors import UserError
+
+KEPT = 64  # shrunk images in memory
 
 
 class Crops(Dataset):
@@ -34,6 +37,9 @@ class Crops(Dataset):
         hflip: mirror left-right with probability 1/2.
         vflip: mirror up-down with probability 1/2.
         transpose: swap height and width with probability 1/2.
+        scales: each gt is first shrunk by one of these factors in (0, 1], drawn evenly: a few photos give the
+            structures of many. Only where lq is made from gt.
+        permute_colours: shuffle the channels of lq and gt alike, so that colours teach nothing.
 
     Raises:
         FileNotFoundError: a folder or scikit-image is missing.
@@ -53,10 +59,20 @@ class Crops(Dataset):
         hflip: bool = True,
         vflip: bool = True,
         transpose: bool = True,
+        scales: Sequence[float] = (1.0,),
+        permute_colours: bool = False,
     ) -> None:
         self.pairs, self.steps = _open(source, upscale, degradation, "train", lq, template, channels)
+        if not scales or not all(0 < scale <= 1 for scale in scales):
+            raise UserError(f"data: scales must be factors in (0, 1], got {list(scales)}")
+        if self.pairs.has_lq and set(scales) != {1.0}:
+            raise UserError(f"data: {source} brings its own lq files; remove scales")
+        if permute_colours and channels != 3:
+            raise UserError(f"data: permute_colours needs channels 3, got {channels}")
         self.upscale, self.seed = upscale, seed
         self.flips = (hflip, vflip, transpose)
+        self.scales, self.permute_colours = tuple(scales), permute_colours
+        self._shrunk: dict[tuple[int, float], Pair] = {}  # the last few, in plain data that workers can be handed
 
     def __len__(self) -> int:
         """Images to crop from."""
@@ -65,7 +81,10 @@ class Crops(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The sample of one draw: lq (c, p, p), gt (c, p * upscale, p * upscale) and its number."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "sample", draw.number))
-        pair, ratio = self.pairs[draw.index], self.pairs.upscale
+        ratio, scale = self.pairs.upscale, 1.0
+        if len(self.scales) > 1:
+            scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
+        pair = self.pairs[draw.index] if scale == 1 else self._shrink(draw.index, scale)
         side = draw.crop * self.upscale // ratio  # of the crop in pixels of pair.lq
         lq, gt = _at_least(pair.lq, side), _at_least(pair.gt, side * ratio)
         top, left = (int(torch.randint(0, n - side + 1, (), generator=generator)) for n in lq.shape[:2])
@@ -73,14 +92,26 @@ class Crops(Dataset):
         gt = gt[top * ratio : (top + side) * ratio, left * ratio : (left + side) * ratio]
         chosen = torch.rand(3, generator=generator) < 0.5
         turns = [wanted and bool(hit) for wanted, hit in zip(self.flips, chosen, strict=True)]
-        lq, gt = (augment(to_tensor(image), *turns).contiguous() for image in (lq, gt))
+        order = torch.randperm(3, generator=generator) if self.permute_colours else slice(None)
+        lq, gt = (augment(to_tensor(image)[order], *turns).contiguous() for image in (lq, gt))
         for step in self.steps:
             lq = step(lq, generator)
         return {"lq": lq, "gt": gt, "number": draw.number}
 
+    def _shrink(self, index: int, scale: float) -> Pair:
+        """The pair of an image as if it had been taken from further away."""
+        if (index, scale) not in self._shrunk:
+            if len(self._shrunk) >= KEPT:
+                self._shrunk.pop(next(iter(self._shrunk)))
+            name, _, gt = self.pairs[index]
+            gt, ratio = imresize(gt, scale), self.pairs.upscale
+            gt = gt[: gt.shape[0] // ratio * ratio, : gt.shape[1] // ratio * ratio]
+            self._shrunk[index, scale] = Pair(name, imresize(gt, 1 / ratio) if ratio > 1 else gt, gt)
+        return self._shrunk[index, scale]
+
     def smaller_than(self, crop: int) -> int:
         """How many images have to be enlarged to give a crop of `crop` lq pixels."""
-        return sum(min(size) < crop * self.upscale for size in self.pairs.sizes)
+        return sum(min(size) * min(self.scales) < crop * self.upscale for size in self.pairs.sizes)
 
 
 @dataclass(frozen=True)

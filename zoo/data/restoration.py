@@ -36,6 +36,8 @@ class RestorationData(LightningDataModule):
         hflip: mirror left-right with probability 1/2.
         vflip: mirror up-down with probability 1/2.
         transpose: swap height and width with probability 1/2.
+        scales: factors by which gt is shrunk first, one drawn for each sample; null = none. See `Crops`.
+        permute_colours: shuffle the channels of a sample.
         seed: decides order, crops, augmentation and degradation.
         workers: processes that make samples; 0 = the training process itself.
         epoch_steps: optimisation steps that count as one epoch.
@@ -57,6 +59,8 @@ class RestorationData(LightningDataModule):
         hflip: bool = True,
         vflip: bool = True,
         transpose: bool = True,
+        scales: list[float] | None = None,
+        permute_colours: bool = False,
         seed: int = 0,
         workers: int = 1,
         epoch_steps: int = 1000,
@@ -72,7 +76,8 @@ class RestorationData(LightningDataModule):
         self.upscale, self.channels, self.degradation = upscale, channels, tuple(degradation or ())
         self.stages = Plan(stages or [Stage()]).stages
         self.validation: Mapping[str, ValidationSet] = validation
-        self.flips = {"hflip": hflip, "vflip": vflip, "transpose": transpose}
+        self.changes = {"hflip": hflip, "vflip": vflip, "transpose": transpose, "permute_colours": permute_colours}
+        self.scales = tuple(scales or (1.0,))
         self.seed, self.workers, self.epoch_steps = seed, workers, epoch_steps
         self.train: Crops | None = None
         self.val: list[WholeImages] | None = None
@@ -100,7 +105,8 @@ class RestorationData(LightningDataModule):
                 template=self.template,
                 channels=self.channels,
                 seed=self.seed,
-                **self.flips,
+                scales=self.scales,
+                **self.changes,
             )
             for report in self.report().values():
                 logger.info("%s", report)

@@ -3,6 +3,7 @@
 Tiles start on the network's grid (multiples of its window). Each keeps `overlap` pixels of context towards its
 neighbours that never reach the result; the band between the contexts of two neighbours is cross-faded with weights
 that sum to one, so that no seam can be seen. A network whose reach is at most `overlap` gives the untiled result.
+Means over the whole image, which channel attention needs, are found in passes over the tiles first (`means.py`).
 """
 
 import logging
@@ -18,10 +19,11 @@ from zoo.errors import UserError
 from zoo.models import needs
 from zoo.models.entry import Needs
 from zoo.pipelines import memory
+from zoo.pipelines.means import Means
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # tiles done, tiles in all; begins anew when the tiles become smaller
+Progress = Callable[[int, int], None]  # tiles run, tiles to run in all; begins anew when the tiles become smaller
 _FEATHER = 8  # width of the cross-faded band, input pixels
 _ADVANCE = 16  # what the smallest tile adds to its neighbour; below, nearly all work would be context
 _SHARE = 0.5  # of the free memory: needs().bytes_per_pixel is an estimate, and other programs want to live
@@ -62,7 +64,7 @@ def restore(
         tile: largest side of what the network sees at once, input pixels; None = always the whole image;
             "auto" = the whole image if the free memory suffices, else the largest tile that it does suffice for.
         overlap: context on each side of a tile, input pixels; None = what the network needs.
-        progress: called with the numbers of tiles done and in all, first with 0.
+        progress: called with the numbers of tiles run and to run in all, first with 0.
         batch: tiles that go through the network at once.
 
     Returns:
@@ -201,8 +203,8 @@ def _run(
     report = progress or (lambda done, total: None)
     corners = plan.corners
     device, dtype = _place(network)
-    report(0, len(corners))
     if len(corners) == 1:
+        report(0, 1)
         out = network(image.to(device, dtype or image.dtype)).to(image)
         report(1, 1)
         return out
@@ -211,16 +213,29 @@ def _run(
         _weights(plan.starts[axis], plan.size[axis], image.shape[axis + 2], overlap, upscale).to(image)
         for axis in (0, 1)
     ]
+    means = Means(network, plan.starts, plan.size)
+    done, total = 0, len(corners) * (means.passes + 1)
+    report(done, total)
     out = image.new_zeros(*image.shape[:2], image.shape[2] * upscale, image.shape[3] * upscale)
-    for first in range(0, len(corners), batch):
-        some = corners[first : first + batch]
-        places = [(plan.starts[0][i], plan.starts[1][j]) for i, j in some]
-        tiles = torch.cat([image[..., y : y + height, x : x + width] for y, x in places])  # (tiles b) c h w
-        restored = network(tiles.to(device, dtype or image.dtype)).to(image).split(b)
-        for (i, j), (y, x), piece in zip(some, places, restored, strict=True):
-            rows, columns = (slice(v * upscale, (v + n) * upscale) for v, n in ((y, height), (x, width)))
-            out[..., rows, columns] += piece * (tables[0][i][:, None] * tables[1][j])
-        report(first + len(some), len(corners))
+    for turn in range(means.passes + 1):
+        for first in range(0, len(corners), batch):
+            some = corners[first : first + batch]
+            places = [(plan.starts[0][i], plan.starts[1][j]) for i, j in some]
+            tiles = torch.cat([image[..., y : y + height, x : x + width] for y, x in places])  # (tiles b) c h w
+            tiles = tiles.to(device, dtype or image.dtype)
+            done += len(some)
+            if turn < means.passes:
+                means.collect(tiles, some)
+                report(done, total)
+                continue
+            with means.applied():
+                restored = network(tiles).to(image).split(b)
+            for (i, j), (y, x), piece in zip(some, places, restored, strict=True):
+                rows, columns = (slice(v * upscale, (v + n) * upscale) for v, n in ((y, height), (x, width)))
+                out[..., rows, columns] += piece * (tables[0][i][:, None] * tables[1][j])
+            report(done, total)
+        if turn < means.passes:
+            means.settle()
     return out
 
 

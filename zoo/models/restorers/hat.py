@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.window_attention import overlapping_position_index, relative_position_index, window_attention
+from zoo.layers.global_mean import GlobalMean
 from zoo.layers.pixel_shuffle import Upsample, upscale_of
 from zoo.models.entry import Entry, Needs, Variant, constructor_arguments, count, ratio
 
@@ -56,7 +57,7 @@ class ChannelAttention(nn.Module):
     def __init__(self, num_feat: int, squeeze_factor: int) -> None:
         super().__init__()
         self.attention = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
+            GlobalMean(),
             nn.Conv2d(num_feat, num_feat // squeeze_factor, 1),
             nn.ReLU(inplace=True),
             nn.Conv2d(num_feat // squeeze_factor, num_feat, 1),
