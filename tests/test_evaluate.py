@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from zoo import shipped
 from zoo.data.degradations import Bicubic
 from zoo.data.imresize import imresize
 from zoo.data.photos import photos
@@ -147,3 +148,13 @@ def test_perfect_rows_gain_nothing_instead_of_nan():
 def test_recorded_figures_name_the_paper():
     assert recorded("hat-x4") == ["paper: Set5 PSNR-Y, crop 4, uint8 33.04 dB"]
     assert recorded("w.safetensors") == []
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "bicubic+jpeg75"])
+def test_shipped_weights_score_what_the_index_says(degradation):
+    scores = evaluate("hat-tiny-x2", degradation=degradation)
+    told = shipped.index()["hat-tiny-x2"]["per_image"][degradation]
+    for row in scores.rows:
+        assert row.psnr == pytest.approx(told[row.image]["psnr"], abs=0.01)
+    assert scores.gain >= (1.6 if degradation == "bicubic" else 0)
+    assert degradation != "bicubic" or min(row.gain for row in scores.rows) > 0

@@ -156,6 +156,11 @@ def test_scales_shrink_the_ground_truth_and_its_lq_follows(folder):
     assert seen == {4, 8}
 
 
+def test_a_single_scale_counts(folder):
+    small, plain = (Crops(str(folder), 2, scales=scales)[Draw(3, 0, 5)]["gt"] for scales in ([0.5], [1.0]))
+    assert not torch.equal(small, plain)
+
+
 def test_colours_are_permuted_alike_in_both_halves(folder):
     crops = Crops(str(folder), 1, permute_colours=True, hflip=False, vflip=False, transpose=False)
     plain = Crops(str(folder), 1, hflip=False, vflip=False, transpose=False)

@@ -109,3 +109,13 @@ def test_unknown_weights_and_names_are_refused():
         load("hat-x4")
     with pytest.raises(UserError, match="Linear is not a network of zoo"):
         needs(torch.nn.Linear(1, 1))
+
+
+def test_a_bare_state_dict_of_a_variant_brings_back_what_weights_cannot_tell():
+    for family, row in FAMILIES.items():
+        for name in row.variants:
+            if name.startswith("hat-l"):
+                continue  # forty million parameters add nothing here
+            net = create(name)
+            again = load({"params": net.state_dict()})
+            assert (family_of(again), again.variant, again.config) == (family, name, net.config)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from zoo.layers.global_mean import GlobalMean
-from zoo.pipelines.means import MOST_PASSES, Means, _cores
+from zoo.pipelines.means import Means, _cores
 
 SIZE = (6, 8)
 STARTS = ((0, 4, 8), (0, 5))
@@ -36,8 +36,8 @@ def test_tiles_give_what_the_whole_image_gives(batch):
     image = torch.rand(2, 3, 14, 13, dtype=torch.float64)
     network = Gated()
     expected = network(image)
-    means = Means(network, STARTS, SIZE)
-    assert means.passes == MOST_PASSES
+    means = Means(network, STARTS, SIZE, 2)
+    assert means.passes == 2
     corners, tiles = tiles_of(image)
     for _ in range(means.passes):
         for first in range(0, len(tiles), batch):
@@ -52,12 +52,12 @@ def test_tiles_give_what_the_whole_image_gives(batch):
 
 
 def test_without_means_there_are_no_passes():
-    assert Means(nn.Conv2d(1, 1, 1), STARTS, SIZE).passes == 0
+    assert Means(nn.Conv2d(1, 1, 1), STARTS, SIZE, 2).passes == 0
 
 
 def test_an_error_inside_leaves_the_network_as_it_was():
     network = Gated(1)
-    means = Means(network, STARTS, SIZE)
+    means = Means(network, STARTS, SIZE, 1)
     with pytest.raises(RuntimeError), means.applied():
         raise RuntimeError
     assert network.means[0].gather is None

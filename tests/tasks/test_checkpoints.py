@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from zoo.tasks.checkpoints import LastCheckpoint
+from zoo.tasks.checkpoints import LastCheckpoint, replaced
 
 
 class Line(LightningModule):
@@ -57,3 +57,23 @@ def test_a_resumed_training_replaces_it_in_place(tmp_path):
     written = train(tmp_path, 7, 2, ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
     assert written == [6, 7]
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    """Lightning's own way writes over the old file where the temporary folder lies on another disk."""
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+
+    def break_off():
+        with replaced(trainer, path) as partial:
+            partial.write_bytes(b"ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        break_off()
+    assert path.read_bytes() == b"old"
+    with replaced(trainer, path) as partial:
+        partial.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -66,6 +66,22 @@ def test_the_newest_unfinished_run_of_the_same_recipe_is_found(tmp_path):
     assert Run.newest_unfinished(tmp_path / "nowhere", "a") is None
 
 
+def test_the_run_that_is_gone_on_with_stays_locked(tmp_path):
+    if (child := os.fork()) == 0:
+        Run.create(tmp_path, text="", config={}, hash="a")
+        os._exit(0)
+    os.waitpid(child, 0)
+    found = Run.newest_unfinished(tmp_path, "a")
+    assert found is not None
+    if (child := os.fork()) == 0:
+        try:
+            Run.open(found.folder)
+        except UserError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_a_damaged_status_is_no_candidate(tmp_path):
     run = make_run(tmp_path)
     (run.folder / "status.json").write_text('{"hash": "ti')

@@ -152,10 +152,15 @@ def _check_targets(work: Work, args: argparse.Namespace) -> None:
     if args.force and args.skip_existing:
         raise UserError("restore: --force replaces what --skip-existing leaves alone; keep one of them")
     originals = {path.resolve() for path, _ in work.pairs}
+    written: set[Path] = set()
     for path, target in work.pairs:
         check_output(target)
-        if target.resolve() in originals:
-            raise UserError(f"{path}: the result {target} would replace an input; name another OUT or a --suffix")
+        for file in (target, _compare_name(target)) if args.compare else (target,):
+            if file.resolve() in originals:
+                raise UserError(f"{path}: the result {file} would replace an input; name another OUT or a --suffix")
+            if file in written:
+                raise UserError(f"{path}: another input of this folder also becomes {file}; rename one of them")
+            written.add(file)
     taken = [target for _, target in work.pairs if target.exists()]
     if args.skip_existing:
         work.skipped = len(taken)

@@ -82,7 +82,7 @@ class Crops(Dataset):
         """The sample of one draw: lq (c, p, p), gt (c, p * upscale, p * upscale) and its number."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "sample", draw.number))
         ratio, scale = self.pairs.upscale, 1.0
-        if len(self.scales) > 1:
+        if self.scales != (1.0,):
             scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
         pair = self.pairs[draw.index] if scale == 1 else self._shrink(draw.index, scale)
         side = draw.crop * self.upscale // ratio  # of the crop in pixels of pair.lq

@@ -199,14 +199,18 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     if header is not None:
         family, found, variant = header["arch"], dict(header["config"]), header.get("variant")
     else:
-        (family, found), variant = detect(state), None
+        family, found = detect(state)
+        variant = _same_size(family, found)
     described = lookup(family)
+    if header is None and variant is not None:  # what its weights cannot tell, our variant knows
+        known = described.variants[variant].config.items()
+        found = found | {key: value for key, value in known if key in described.hidden}
     wrong = set(keywords) - described.hidden
     if wrong:
         allowed = ", ".join(sorted(described.hidden)) or "none"
         raise UserError(f"load: {', '.join(sorted(wrong))} can be read off the weights; keywords are only: {allowed}")
     network = _build(family, found | keywords)
-    network.variant = variant or _same_size(family, found)
+    network.variant = variant
     _fill(network, described.convert(state), name)
     network.sha = (header or {}).get("sha")
     log.info("weights %s: %s", name, network.variant or f"{family}, no named size")

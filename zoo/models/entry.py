@@ -31,6 +31,7 @@ class Needs:
         dtypes: names of the dtypes it is safe in.
         overlap: context that a tile needs on each side, input pixels.
         bytes_per_pixel: peak activation memory per input pixel in float32 inference, an estimate.
+        passes: how often tiles are run beforehand to find means over the whole image; see pipelines/means.py.
     """
 
     upscale: int
@@ -40,6 +41,7 @@ class Needs:
     dtypes: tuple[str, ...]
     overlap: int
     bytes_per_pixel: int
+    passes: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 from zoo.layers.global_mean import GlobalMean
 
-# After n passes the first n means are those of the untiled image; later ones are close, as they depend on the earlier.
-MOST_PASSES = 2
-
 
 class _AllTaken(Exception):
     """No error: the rest of the network need not run."""
@@ -21,18 +18,20 @@ class Means:
     """The `GlobalMean` modules of a network, served with means over all tiles.
 
     Call `collect` with every batch of tiles and then `settle`, as often as `passes` says; inside `applied` the network
-    then uses what was found.
+    then uses what was found. After n passes the first n means are those of the untiled image; later ones are close, as
+    they depend on the earlier.
 
     Args:
         network: the network.
         starts: tops and lefts of the tiles, input pixels, ascending.
         size: height and width of a tile.
+        passes: how many are wanted.
     """
 
-    def __init__(self, network: nn.Module, starts: Sequence[Sequence[int]], size: tuple[int, int]) -> None:
+    def __init__(self, network: nn.Module, starts: Sequence[Sequence[int]], size: tuple[int, int], passes: int) -> None:
         self.network = network
         self.modules = [module for module in network.modules() if isinstance(module, GlobalMean)]
-        self.passes = min(MOST_PASSES, len(self.modules))
+        self.passes = min(passes, len(self.modules))
         self._size = size
         self._cores = [_cores(some, side) for some, side in zip(starts, size, strict=True)]
         self._known: dict[GlobalMean, Tensor] = {}  # b c 1 1
@@ -66,7 +65,7 @@ class Means:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the network uses the means that are known."""
+        """Inside, the network uses the means that are known, and its own where no pass was made."""
         with self._asking(self._known_for):
             yield
 

@@ -213,7 +213,7 @@ def _run(
         _weights(plan.starts[axis], plan.size[axis], image.shape[axis + 2], overlap, upscale).to(image)
         for axis in (0, 1)
     ]
-    means = Means(network, plan.starts, plan.size)
+    means = Means(network, plan.starts, plan.size, needs(network).passes)
     done, total = 0, len(corners) * (means.passes + 1)
     report(done, total)
     out = image.new_zeros(*image.shape[:2], image.shape[2] * upscale, image.shape[3] * upscale)

@@ -1,9 +1,25 @@
 """The one checkpoint of a run, replaced in place while it trains."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+@contextmanager
+def replaced(trainer: Trainer, path: Path) -> Iterator[Path]:
+    """The name to write to instead of `path`, which is replaced at the end.
+
+    Lightning writes through the system's temporary folder. Where that lies on another disk it copies over the old file,
+    and a kill in that moment would leave neither; a rename inside one folder cannot.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    if trainer.is_global_zero:
+        partial.replace(path)
+    trainer.strategy.barrier()
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -22,6 +38,11 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,  # one file, replaced in place
         )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        with replaced(trainer, Path(filepath)) as partial:
+            super()._save_checkpoint(trainer, str(partial))
+        self._last_checkpoint_saved = filepath
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning writes here only when it never did before; the last steps would be lost to whoever trains on."""

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from zoo import tracking
 from zoo.models import weights
+from zoo.tasks.checkpoints import replaced
 from zoo.tasks.ema import averaged
 from zoo.tasks.run import Run, rank
 
@@ -130,7 +131,8 @@ class SaveOnSignal(Checkpoint):
             self.run.mark(self.run.status.get("state", "running"), trainer.global_step)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.save_checkpoint(self.run.folder / "checkpoints" / "last.ckpt")
+        with replaced(trainer, self.run.folder / "checkpoints" / "last.ckpt") as partial:
+            trainer.save_checkpoint(partial)
         write_weights(self.run, module)
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:

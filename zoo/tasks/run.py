@@ -102,7 +102,9 @@ class Run:
             run = cls(folder)
             status = run.status
             if status.get("hash") == hash and status.get("state") != "finished" and run._hold():
-                return cls.open(folder)
+                # Not `open`: closing a second descriptor of the lock file would give the lock away.
+                os.environ["ZOO_RUN"] = str(folder.resolve())
+                return run
         return None
 
     @property
