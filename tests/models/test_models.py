@@ -1,8 +1,10 @@
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from zoo.errors import UserError
 from zoo.models import FAMILIES, create, detect, family_of, list_models, load, lookup, needs
@@ -98,6 +100,25 @@ def test_unfit_state_dicts_say_which_tensors(spoil, message):
     with pytest.raises(UserError) as caught:
         load(state)
     assert message in str(caught.value)
+
+
+def test_a_damaged_file_that_describes_itself_is_refused(tmp_path):
+    net = create("hat-tiny-x2")
+    state = net.state_dict()
+    header = {"arch": "hat", "config": net.config}
+    for spoilt, message in ((header, "1 missing (conv_first.bias)"), ({"arch": "hat"}, "wrongly"), ([], "wrongly")):
+        save_file(
+            {k: v for k, v in state.items() if k != "conv_first.bias"},
+            tmp_path / "w.safetensors",
+            metadata={"zoo": json.dumps(spoilt)},
+        )
+        with pytest.raises(UserError) as caught:
+            load(tmp_path / "w.safetensors")
+        assert message in str(caught.value)
+    state = {k: v for k, v in state.items() if k != "conv_first.weight"}
+    save_file(state, tmp_path / "w.safetensors", metadata={"zoo": json.dumps(header)})
+    with pytest.raises(UserError, match=r"1 missing \(conv_first.weight\)"):
+        load(tmp_path / "w.safetensors")
 
 
 def test_unknown_weights_and_names_are_refused():

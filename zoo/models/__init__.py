@@ -196,6 +196,8 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
         path = _locate(str(source))
         name = str(source)
         state, header = weights.read_weights(path)
+        if header is not None and not (isinstance(header, dict) and {"arch", "config"} <= set(header)):
+            raise UserError(f"weights {name} describe themselves wrongly; fetch or write the file again")
     if header is not None:
         family, found, variant = header["arch"], dict(header["config"]), header.get("variant")
     else:

@@ -505,7 +505,9 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official weights to ours: the same names; index tables are made anew, as some files lack or damaged them."""
-    facts = detect(state_dict) or {}
+    facts = detect(state_dict)
+    if facts is None:  # incomplete: whoever fills a network with it says what is missing
+        return dict(state_dict)
     window = facts["window_size"]
     overlap = int(window * facts["overlap_ratio"]) // 2
     return dict(state_dict) | {
