@@ -3,8 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from zoo.data.crops import Crops, ValidationSet, WholeImages, to_tensor
-from zoo.data.degradations import Bicubic, Degradation, Jpeg, Noise, add_noise, imresize, jpeg
+from zoo.data import crops as module
+from zoo.data.crops import Crops, ValidationSet, WholeImages
+from zoo.data.degradations import Bicubic, Degradation, Jpeg, Noise, add_noise
+from zoo.data.images import to_tensor
+from zoo.data.imresize import imresize
+from zoo.data.jpeg import jpeg
+from zoo.data.pairs import PairedFolder
 from zoo.data.sampler import Draw
 from zoo.errors import UserError
 
@@ -126,6 +131,21 @@ def test_validation_gives_whole_images_by_the_fixed_protocol(folder):
         whole[2]
 
 
+def test_a_file_damaged_later_is_replaced_in_training_and_left_out_of_validation(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(PairedFolder.__init__.__kwdefaults__, "keep", 0)
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    whole = WholeImages("mine", ValidationSet(str(folder)), 2)
+    crops = {scale: Crops(str(folder), 2, scales=[scale]) for scale in (1.0, 0.5)}
+    expected = {scale: some[Draw(3, 1, 5)] for scale, some in crops.items()}
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    for scale, some in crops.items():
+        assert torch.equal(some[Draw(3, 0, 5)]["gt"], expected[scale]["gt"])
+    assert [sample["name"] for sample in whole] == ["1.png"]
+    assert caplog.text.count("0.png is left out from now on, 1 of 2") == 3  # each collection says so once
+    with pytest.raises(UserError, match=r"0\.png is left out"):
+        whole[0]
+
+
 def test_contradictions_are_one_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="one Bicubic with upscale 2 is possible"):
         Crops(str(folder), 2, [Bicubic(4)])
@@ -154,6 +174,22 @@ def test_scales_shrink_the_ground_truth_and_its_lq_follows(folder):
         expected = imresize(sample["gt"], 0.5)[:, 1:-1, 1:-1]  # borders differ: lq was cut from the whole
         assert (sample["lq"][:, 1:-1, 1:-1] - expected).abs().max() < 0.02
     assert seen == {4, 8}
+
+
+def test_shrunk_images_are_kept_while_there_is_room_and_change_nothing(tmp_path, monkeypatch):
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    made = []
+    monkeypatch.setattr(module, "imresize", lambda *args: made.append(args) or imresize(*args))
+    draws = [Draw(number, number % 40, 5) for number in range(400)]
+    crops = Crops(str(tmp_path), 1, scales=[0.5, 0.75])
+    samples = [crops[draw] for draw in draws]
+    assert 64 < len(made) <= 80  # each image once at each scale
+    monkeypatch.setattr(module, "KEEP_BYTES", 10_000)
+    cramped = Crops(str(tmp_path), 1, scales=[0.5, 0.75])
+    assert all(torch.equal(cramped[draw]["gt"], sample["gt"]) for draw, sample in zip(draws, samples, strict=True))
+    assert 0 < sum(pair.lq.nbytes + pair.gt.nbytes for pair in cramped._shrunk.values()) <= 10_000
 
 
 def test_a_single_scale_counts(folder):

@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from zoo.data.degradations import Bicubic, Degradation, augment
+from zoo.data.images import KEEP_BYTES, to_tensor
 from zoo.data.imresize import imresize
 from zoo.data.pairs import Pair, Pairs, open_pairs
 from zoo.data.sampler import Draw, seed_of
 from zoo.errors import UserError
-
-KEPT = 64  # shrunk images in memory
 
 
 class Crops(Dataset):
@@ -40,6 +39,8 @@ class Crops(Dataset):
         scales: each gt is first shrunk by one of these factors in (0, 1], drawn evenly: a few photos give the
             structures of many. Only where lq is made from gt.
         permute_colours: shuffle the channels of lq and gt alike, so that colours teach nothing.
+        mixup: probability of blending a sample with a crop of another image (Zhang et al. 2018), lq and gt alike,
+            before the other steps: no network can learn such pictures by heart.
 
     Raises:
         FileNotFoundError: a folder or scikit-image is missing.
@@ -61,6 +62,7 @@ class Crops(Dataset):
         transpose: bool = True,
         scales: Sequence[float] = (1.0,),
         permute_colours: bool = False,
+        mixup: float = 0.0,
     ) -> None:
         self.pairs, self.steps = _open(source, upscale, degradation, "train", lq, template, channels)
         if not scales or not all(0 < scale <= 1 for scale in scales):
@@ -69,10 +71,13 @@ class Crops(Dataset):
             raise UserError(f"data: {source} brings its own lq files; remove scales")
         if permute_colours and channels != 3:
             raise UserError(f"data: permute_colours needs channels 3, got {channels}")
-        self.upscale, self.seed = upscale, seed
+        if not 0 <= mixup <= 1:
+            raise UserError(f"data: mixup must be a probability, got {mixup}")
+        self.upscale, self.seed, self.mixup = upscale, seed, mixup
         self.flips = (hflip, vflip, transpose)
         self.scales, self.permute_colours = tuple(scales), permute_colours
-        self._shrunk: dict[tuple[int, float], Pair] = {}  # the last few, in plain data that workers can be handed
+        self._shrunk: dict[tuple[int, float], Pair] = {}
+        self._room = KEEP_BYTES  # for these, in each process that makes samples
 
     def __len__(self) -> int:
         """Images to crop from."""
@@ -81,11 +86,23 @@ class Crops(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The sample of one draw: lq (c, p, p), gt (c, p * upscale, p * upscale) and its number."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "sample", draw.number))
+        lq, gt = self._crop(draw.index, draw.crop, generator)
+        if self.mixup and float(torch.rand((), generator=generator)) < self.mixup:
+            other = int(torch.randint(len(self), (), generator=generator))
+            ends = self._crop(other, draw.crop, generator)
+            share = float(torch.rand((), generator=generator))
+            lq, gt = (torch.lerp(image, end, share) for image, end in zip((lq, gt), ends, strict=True))
+        for step in self.steps:
+            lq = step(lq, generator)
+        return {"lq": lq, "gt": gt, "number": draw.number}
+
+    def _crop(self, index: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random crop of image `index` and its target, both float32 (c, ., .) in [0, 1]."""
         ratio, scale = self.pairs.upscale, 1.0
         if self.scales != (1.0,):
             scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
-        pair = self.pairs[draw.index] if scale == 1 else self._shrink(draw.index, scale)
-        side = draw.crop * self.upscale // ratio  # of the crop in pixels of pair.lq
+        pair = self.pairs.readable(index) if scale == 1 else self._shrink(index, scale)
+        side = crop * self.upscale // ratio  # of the crop in pixels of pair.lq
         lq, gt = _at_least(pair.lq, side), _at_least(pair.gt, side * ratio)
         top, left = (int(torch.randint(0, n - side + 1, (), generator=generator)) for n in lq.shape[:2])
         lq = lq[top : top + side, left : left + side]
@@ -94,20 +111,20 @@ class Crops(Dataset):
         turns = [wanted and bool(hit) for wanted, hit in zip(self.flips, chosen, strict=True)]
         order = torch.randperm(3, generator=generator) if self.permute_colours else slice(None)
         lq, gt = (augment(to_tensor(image)[order], *turns).contiguous() for image in (lq, gt))
-        for step in self.steps:
-            lq = step(lq, generator)
-        return {"lq": lq, "gt": gt, "number": draw.number}
+        return lq, gt
 
     def _shrink(self, index: int, scale: float) -> Pair:
         """The pair of an image as if it had been taken from further away."""
-        if (index, scale) not in self._shrunk:
-            if len(self._shrunk) >= KEPT:
-                self._shrunk.pop(next(iter(self._shrunk)))
-            name, _, gt = self.pairs[index]
-            gt, ratio = imresize(gt, scale), self.pairs.upscale
-            gt = gt[: gt.shape[0] // ratio * ratio, : gt.shape[1] // ratio * ratio]
-            self._shrunk[index, scale] = Pair(name, imresize(gt, 1 / ratio) if ratio > 1 else gt, gt)
-        return self._shrunk[index, scale]
+        if (index, scale) in self._shrunk:
+            return self._shrunk[index, scale]
+        name, _, gt = self.pairs.readable(index)
+        gt, ratio = imresize(gt, scale), self.pairs.upscale
+        gt = gt[: gt.shape[0] // ratio * ratio, : gt.shape[1] // ratio * ratio]
+        pair = Pair(name, imresize(gt, 1 / ratio) if ratio > 1 else gt, gt)
+        room = self._room - pair.lq.nbytes - pair.gt.nbytes
+        if room >= 0:  # all are drawn equally often, so that to replace one by another gains nothing
+            self._shrunk[index, scale], self._room = pair, room
+        return pair
 
     def smaller_than(self, crop: int) -> int:
         """How many images have to be enlarged to give a crop of `crop` lq pixels."""
@@ -163,22 +180,19 @@ class WholeImages:
         """Sample `index`: lq (1, c, h, w), gt (1, c, h * upscale, w * upscale), name and set."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        pair = self.pairs[index]
+        return self._sample(self.pairs[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All samples in order, but those whose files turn out damaged."""
+        return map(self._sample, self.pairs)
+
+    def _sample(self, pair: Pair) -> dict[str, Any]:
         lq, gt = to_tensor(pair.lq), to_tensor(pair.gt)
         h, w = (n - n % self.upscale for n in gt.shape[1:])
         lq, gt = (lq[:, :h, :w], gt[:, :h, :w]) if self.pairs.upscale == 1 else (lq, gt)
         for step in self.steps:
             lq = step.fixed(lq)
         return {"lq": lq[None], "gt": gt[None], "name": pair.name, "set": self.name}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """All samples in order."""
-        return (self[index] for index in range(len(self)))
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (h, w, c) as float32 (c, h, w) in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
 def _at_least(image: np.ndarray, side: int) -> np.ndarray:

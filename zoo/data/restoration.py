@@ -21,8 +21,7 @@ class RestorationData(LightningDataModule):
 
     A training batch is {"lq": (b, c, p, p), "gt": (b, c, p * upscale, p * upscale), "number": int64 (b,)}, images
     float32 in [0, 1], RGB; samples depend on `seed` and their number alone. A validation batch is one image:
-    {"lq": (1, c, h, w), "gt": (1, c, h * upscale, w * upscale), "name": str, "set": str}; dataloader i of Lightning
-    is set `validation_names[i]`.
+    {"lq": (1, c, h, w), "gt": (1, c, h * upscale, w * upscale), "name": str, "set": str}.
 
     Args:
         source: "photos" (bundled with scikit-image), "demo" (chelsea), a folder of clean images, or a paired folder.
@@ -38,6 +37,7 @@ class RestorationData(LightningDataModule):
         transpose: swap height and width with probability 1/2.
         scales: factors by which gt is shrunk first, one drawn for each sample; null = none. See `Crops`.
         permute_colours: shuffle the channels of a sample.
+        mixup: probability of blending a sample with another one. See `Crops`.
         seed: decides order, crops, augmentation and degradation.
         workers: processes that make samples; 0 = the training process itself.
         epoch_steps: optimisation steps that count as one epoch.
@@ -61,6 +61,7 @@ class RestorationData(LightningDataModule):
         transpose: bool = True,
         scales: list[float] | None = None,
         permute_colours: bool = False,
+        mixup: float = 0.0,
         seed: int = 0,
         workers: int = 1,
         epoch_steps: int = 1000,
@@ -76,19 +77,15 @@ class RestorationData(LightningDataModule):
         self.upscale, self.channels, self.degradation = upscale, channels, tuple(degradation or ())
         self.stages = Plan(stages or [Stage()]).stages
         self.validation: Mapping[str, ValidationSet] = validation
-        self.changes = {"hflip": hflip, "vflip": vflip, "transpose": transpose, "permute_colours": permute_colours}
+        self.changes = {"hflip": hflip, "vflip": vflip, "transpose": transpose}
+        self.changes |= {"permute_colours": permute_colours, "mixup": mixup}
         self.scales = tuple(scales or (1.0,))
         self.seed, self.workers, self.epoch_steps = seed, workers, epoch_steps
         self.train: Crops | None = None
         self.val: list[WholeImages] | None = None
 
-    @property
-    def validation_names(self) -> list[str]:
-        """Names of the validation sets, in the order of Lightning's dataloader_idx."""
-        return list(self.validation)
-
     def setup(self, stage: str | None = None) -> None:
-        """Open what the stage needs ("fit", "validate", "test" or None = everything), once, and log what was found.
+        """Open what the stage needs ("fit", "validate" or None = everything), once, and log what was found.
 
         Raises:
             FileNotFoundError: a folder or scikit-image is missing.
@@ -144,7 +141,3 @@ class RestorationData(LightningDataModule):
         if self.val is None:
             self.setup("validate")
         return self.val or []
-
-    def test_dataloader(self) -> list[WholeImages]:
-        """The validation sets."""
-        return self.val_dataloader()

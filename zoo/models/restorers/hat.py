@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.window_attention import overlapping_position_index, relative_position_index, window_attention
 from zoo.layers.global_mean import GlobalMean
-from zoo.layers.pixel_shuffle import Upsample, upscale_of
-from zoo.models.entry import Entry, Needs, Variant, constructor_arguments, count, ratio
+from zoo.layers.pixel_shuffle import UPSCALES, Upsample, upscale_of
+from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count, ratio
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 
@@ -312,17 +312,31 @@ class HAT(nn.Module):
         config = constructor_arguments(locals())
         super().__init__()
         self.config = config
+        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "window_size": window_size, "num_feat": num_feat}
+        check_sizes("HAT", **sizes, compress_ratio=compress_ratio, squeeze_factor=squeeze_factor)
         if upsampler != "pixelshuffle":
             raise ValueError(f"HAT: upsampler must be 'pixelshuffle' (use upscale=1 for same size), got {upsampler!r}")
-        if patch_size != 1 or upscale not in (1, 2, 3, 4, 8) or resi_connection not in ("1conv", "identity"):
+        if patch_size != 1 or upscale not in UPSCALES or resi_connection not in ("1conv", "identity"):
             raise ValueError(
                 "HAT: patch_size must be 1, upscale 1, 2, 3, 4 or 8, resi_connection '1conv' or 'identity', "
                 f"got {patch_size}, {upscale}, {resi_connection!r}"
             )
-        if len(depths) != len(num_heads) or any(embed_dim % heads for heads in num_heads):
+        if not depths or min(depths) < 1:
+            raise ValueError(f"HAT: depths must list at least one group of at least one block, got {list(depths)}")
+        if len(depths) != len(num_heads) or any(heads < 1 or embed_dim % heads for heads in num_heads):
             raise ValueError(
                 f"HAT: num_heads must be one divisor of embed_dim={embed_dim} per group of depths={list(depths)}, "
                 f"got {list(num_heads)}"
+            )
+        if max(compress_ratio, squeeze_factor) > embed_dim:
+            raise ValueError(
+                f"HAT: compress_ratio and squeeze_factor must be at most embed_dim={embed_dim}, "
+                f"got {compress_ratio}, {squeeze_factor}"
+            )
+        if overlap_ratio < 0 or int(embed_dim * mlp_ratio) < 1 or not 0 <= drop_path_rate < 1 or img_range <= 0:
+            raise ValueError(
+                "HAT: overlap_ratio must be at least 0, embed_dim * mlp_ratio at least 1, drop_path_rate in [0, 1) "
+                f"and img_range above 0, got {overlap_ratio}, {embed_dim * mlp_ratio}, {drop_path_rate}, {img_range}"
             )
         if img_size < window_size or int(window_size * overlap_ratio) % 2:
             raise ValueError(
@@ -449,7 +463,7 @@ VARIANTS = {
             "num_heads": [3],
             "window_size": 8,
             "compress_ratio": 1,
-            "squeeze_factor": 12,
+            "squeeze_factor": 48,  # one number per photo: more would name it
             "conv_scale": 1.0,
             "drop_path_rate": 0.0,
             "upscale": 2,
@@ -523,7 +537,6 @@ def _needs(network: HAT) -> Needs:
         upscale=network.upscale,
         in_channels=network.in_chans,
         multiple=network.window_size,
-        padding="reflect",
         dtypes=("float32", "bfloat16"),
         overlap=2 * network.window_size,
         bytes_per_pixel=4 * (17 * network.embed_dim + head),
