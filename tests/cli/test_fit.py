@@ -49,6 +49,19 @@ def test_a_run_is_numbered_complete_and_told(words, capsys):
     assert "zoo restore IN OUT --model runs/0002" in out
 
 
+def test_every_score_is_printed_with_its_protocol(words, capsys):
+    photos = words[2].partition("=")[2]
+    validation = f"data.init_args.validation={{mine: {{source: {photos}}}}}"
+    words += [validation, "trainer.val_check_interval=2", "model.init_args.crop_border=3"]
+    for resume in ([], ["--resume=runs/0001"]):
+        assert main([*words, *resume]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("val/")]
+        assert [line.split()[0] for line in lines] == ["val/mine/psnr", "val/mine/psnr_bicubic", "val/psnr"]
+        assert all(line.endswith(" (PSNR-RGB, crop 3, uint8)") for line in lines)
+    assert main([*words, "--json", "--resume=runs/0001"]) == 0
+    assert report(capsys)[0]["protocol"] == "PSNR-RGB, crop 3, uint8"
+
+
 def test_a_finished_run_says_so_and_goes_on_when_more_steps_are_asked_for(words, capsys):
     assert main(words) == 0
     weights = Path("runs/0001/weights.safetensors").read_bytes()
@@ -61,6 +74,19 @@ def test_a_finished_run_says_so_and_goes_on_when_more_steps_are_asked_for(words,
     assert "max_steps: 3" in Path("runs/0001/checkpoints/config.yaml").read_text()
     assert "max_steps: 2" in Path("runs/0001/checkpoints/config-until-2.yaml").read_text()
     assert not Path("runs/0002").exists()
+
+
+def test_a_run_that_went_on_with_other_settings_is_found_by_them(words, capsys):
+    assert main(words) == 0
+    changed = [*words, "trainer.max_steps=4", "model.init_args.crop_border=1"]
+    assert main([*changed, "model.init_args.crop_border=-1", "--resume=runs/0001"]) == 2
+    assert "max_steps: 2" in Path("runs/0001/checkpoints/config.yaml").read_text(), "they cannot be built"
+    assert main([*changed, "--resume=runs/0001"]) == 0
+    status = Path("runs/0001/status.json")
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "interrupted"}))
+    capsys.readouterr()
+    assert main([*changed, "--resume", "--json"]) == 0
+    assert report(capsys)[0]["run"] == "runs/0001"
 
 
 def test_without_an_unfinished_run_resume_starts_anew_and_says_so(words, capsys):
@@ -88,7 +114,7 @@ def test_data_that_are_not_there_are_one_sentence(words, capsys):
     ("extra", "said"),
     [
         (["--resume=nothing"], "nothing has no status.json, so it is no run folder"),
-        (["--device", "cuda:77"], "--device cuda:77: torch sees"),
+        (["--device", "cuda:77"], "device cuda:77: torch sees"),
         (["--out", "photos/a.png"], "photos/a.png"),
         (["trainer.max_step=3"], "Trainer takes no 'max_step'. Did you mean 'max_steps'"),
         (["trainer.callbacks+=[os.system]"], "trainer.callbacks.1 may not name the class 'os.system'; --trust"),

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from zoo.errors import UserError
 from zoo.models import FAMILIES, create, detect, family_of, list_models, load, lookup, needs
+from zoo.models.weights import write_weights
 
 SMALL = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4}
 
@@ -16,11 +17,15 @@ SMALL = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4}
 def test_the_table_agrees_with_the_model_file(family):
     row, described = FAMILIES[family], lookup(family)
     assert set(row.variants) == set(described.variants)
-    for name, (upscale, multiple) in row.variants.items():
+    for name, (upscale, multiple, parameters) in row.variants.items():
         with torch.device("meta"):
             net = create(name)
-        asked = needs(net)
-        assert (asked.upscale, asked.multiple, asked.dtypes) == (upscale, multiple, row.dtypes)
+        if described.needs is None:
+            assert (upscale, multiple) == (0, 1)
+        else:
+            asked = needs(net)
+            assert (asked.upscale, asked.multiple, asked.dtypes) == (upscale, multiple, row.dtypes)
+        assert sum(p.numel() for p in net.parameters()) == parameters
         assert (net.variant, family_of(net)) == (name, family)
 
 
@@ -56,7 +61,13 @@ def test_create_takes_a_variant_with_changes():
         ({"family": "hatt"}, "family 'hatt' is unknown. Did you mean 'hat'"),
         ({"family": "hat", "embed_dims": 3}, "no keyword 'embed_dims'. Did you mean 'embed_dim'"),
         ({"family": "hat", "upscale": 7}, "got 1, 7"),
-        ({"family": "hat", "depths": 3}, "model 'hat'"),
+        ({"family": "hat", "depths": "ab"}, "model 'hat': depths must be a list with a whole number per element"),
+        ({"family": "plain-conv", "num_feat": 10**30}, "model 'plain-conv': empty()"),
+        ({"family": "plain-conv", "upscale": 6}, "upscale must be 1, 2, 3, 4 or 8, got 6"),
+        ({"family": "hat", 3: 4}, "no keyword 3"),
+        ({"family": 3}, "family must be a name of `zoo list`, got 3"),
+        ({"variant": ["hat-x2"]}, "variant must be a name of `zoo list`, got ['hat-x2']"),
+        (3, "must be a name, or a mapping with `family` or `variant`, got 3"),
         ({"embed_dim": 3}, "needs `family` or `variant`"),
     ],
 )
@@ -75,14 +86,13 @@ def test_load_takes_a_state_dict_and_hidden_keywords():
 
 
 def test_load_finds_the_weights_of_a_run_folder(tmp_path):
-    net = create(SMALL)
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(
-        {"state_dict": {f"network.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "checkpoints/last.ckpt"
-    )
-    assert load(tmp_path).config["embed_dim"] == 4
-    with pytest.raises(FileNotFoundError, match="holds neither weights"):
-        load(tmp_path / "checkpoints")
+    net, checkpoint = create(SMALL), tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"network.{k}": v for k, v in net.state_dict().items()}}, checkpoint)
+    assert load(checkpoint).config["embed_dim"] == 4
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors does not exist; a run writes it with its first"):
+        load(tmp_path)  # never the weights that are trained in place of their average
+    write_weights(tmp_path / "weights.safetensors", create(SMALL | {"embed_dim": 5}))
+    assert load(tmp_path).config["embed_dim"] == 5
 
 
 @pytest.mark.parametrize(
@@ -122,7 +132,7 @@ def test_a_damaged_file_that_describes_itself_is_refused(tmp_path):
 
 
 def test_unknown_weights_and_names_are_refused():
-    with pytest.raises(UserError, match="no family of zoo"):
+    with pytest.raises(UserError, match=r"^state dict: weights of no family of zoo \(hat, .*foo, .*see `zoo list`"):
         load({"foo": torch.ones(1)})
     with pytest.raises(UserError, match=r"neither a file nor a known model\. Did you mean 'hat-x4'"):
         load("hat-x5")
@@ -130,6 +140,15 @@ def test_unknown_weights_and_names_are_refused():
         load("hat-x4")
     with pytest.raises(UserError, match="Linear is not a network of zoo"):
         needs(torch.nn.Linear(1, 1))
+
+
+def test_what_a_file_holds_is_said_and_what_a_name_says_is_not(tmp_path, caplog):
+    with caplog.at_level("INFO", "zoo"):
+        network = load("plain-conv-tiny-x2")
+        assert caplog.messages == []
+        torch.save(network.state_dict(), tmp_path / "w.pth")
+        load(tmp_path / "w.pth")
+    assert caplog.messages == [f"weights {tmp_path / 'w.pth'}: plain-conv-tiny-x2"]
 
 
 def test_a_bare_state_dict_of_a_variant_brings_back_what_weights_cannot_tell():

@@ -4,6 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import zoo.models
@@ -40,10 +41,9 @@ def test_every_wrapping_of_the_field_loads(wrap, tmp_path):
 
 def test_a_written_file_describes_itself_and_keeps_what_weights_cannot_tell(tmp_path):
     net = zoo.models.create({"variant": "hat-tiny-x2", "img_range": 255.0})
-    path = write_weights(tmp_path / "w.safetensors", net, facts={"psnr_y": 31.0}, dtype=torch.float16)
+    path = write_weights(tmp_path / "w.safetensors", net, dtype=torch.float16)
     state, header = read_weights(path)
     assert header["arch"] == "hat"
-    assert header["psnr_y"] == 31.0
     assert header["sha"] == tensor_hash(load_file(path))
     assert state["conv_first.weight"].dtype == torch.float16
     assert state["relative_position_index_SA"].dtype == torch.int64
@@ -54,13 +54,26 @@ def test_a_written_file_describes_itself_and_keeps_what_weights_cannot_tell(tmp_
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path):
     net = zoo.models.create(SMALL)
+    (tmp_path / "w.partial").write_bytes(b"somebody's own file")
     path = write_weights(tmp_path / "w.safetensors", net)
+    assert (tmp_path / "w.partial").read_bytes() == b"somebody's own file"
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match="--force"):
         write_weights(path, zoo.models.create(SMALL))
     assert path.read_bytes() == before
     write_weights(path, zoo.models.create(SMALL), force=True)
     assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.bin", "1234abcd"])
+def test_safetensors_are_known_by_their_content(name, tmp_path):
+    net = zoo.models.create(SMALL)
+    written = write_weights(tmp_path / "w.safetensors", net)
+    path = written.rename(tmp_path / name)
+    assert zoo.models.load(path).config == net.config
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=f"{name} is damaged or no safetensors file"):
+        zoo.models.load(path)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -81,6 +94,12 @@ def test_damaged_files_say_so(suffix, content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"w\.(pth|safetensors) (is damaged|holds Python objects)"):
         zoo.models.load(path)
+
+
+def test_a_picture_is_not_called_code(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "w.pth", "PNG")
+    with pytest.raises(UserError, match="damaged or no weight file"):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_truncated_files_say_so(tmp_path):

@@ -102,6 +102,7 @@ def test_a_wrong_type_in_a_file_names_its_line(small):
             "decays must be a list of numbers in [0, 1)",
         ),
         ("data.init_args.upscale=0", "upscale must be >= 1"),
+        ("data.init_args.channels=1", "data have channels 1, but the network has in_chans 3; set data.init_args.ch"),
         ("trainer.val_check_interval=0.5", "trainer: Lightning refuses its settings"),
     ],
 )
@@ -136,6 +137,12 @@ def test_behind_the_fence_jsonargparse_imports_nothing_else_and_afterwards_it_do
     assert _fits(Callable, "zoo.recipe.resolve")
 
 
+def test_a_word_is_no_file(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cpu").write_text("tpu")
+    assert build(resolve(small)).trainer.strategy.root_device.type == "cpu"
+
+
 def test_trust_lifts_both_fences(small, tmp_path, monkeypatch):
     (tmp_path / "trusted.py").write_text("def hello(trainer, pl_module, stage): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -151,6 +158,13 @@ def test_check_builds_at_full_size_and_trains_two_small_steps(small):
     assert report.steps == 2
     full = build(resolve(small)).task.network
     assert report.parameters == sum(p.numel() for p in full.parameters())
+
+
+def test_check_compares_network_and_data_at_full_size_too(small):
+    small.write_text(small.read_text().replace("smoke: {", "smoke: {data: {init_args: {upscale: 2}}, "))
+    assert check(resolve(small)).steps == 2
+    with pytest.raises(UserError, match="data have upscale 4, but the network has upscale 2"):
+        check(resolve(small, ["data.init_args.upscale=4"]))
 
 
 def test_types_are_named_as_a_reader_would():

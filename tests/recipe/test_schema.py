@@ -9,7 +9,7 @@ from zoo.data import degradations
 from zoo.errors import UserError
 from zoo.recipe.merge import dotted
 from zoo.recipe.schema import FIELDS, Walk
-from zoo.tasks import objectives
+from zoo.tasks import objectives, optimizers
 
 GOOD = {
     "model": {
@@ -92,6 +92,19 @@ def test_the_table_names_every_objective_and_degradation_and_nothing_that_is_not
         assert set(FIELDS[key].ours) == classes
 
 
+def test_a_recipe_may_name_the_optimisers_and_schedules_that_the_task_can_build():
+    for key, table in (("optimizer", optimizers.OPTIMIZERS), ("schedule", optimizers.SCHEDULES)):
+        place = FIELDS["model", "init_args", key]
+        assert place.names() == list(table)
+        for name, known in table.items():
+            path = f"{known.__module__}.{known.__qualname__}"
+            assert {place.target(name), place.target(path)} == {path}
+            assert getattr(importlib.import_module(known.__module__), name) is known
+    assert FIELDS["model", "init_args", "optimizer"].target("torch.optim.Adam") == "torch.optim.adam.Adam"
+    assert FIELDS["model", "init_args", "optimizer"].target("evil.Adam") is None
+    assert "optimizer knows no class 'LBFGS'" in refusal(model__init_args__optimizer__class_path="LBFGS")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -112,7 +125,7 @@ def test_the_table_names_every_objective_and_degradation_and_nothing_that_is_not
         ({"model": []}, "model needs a class_path: RestorationTask"),
         ({"model__init_args": {"objectives": []}}, "r.yaml(model): RestorationTask needs 'network'"),
         ({"model__init_arg": {}}, "model takes class_path and init_args, not 'init_arg'"),
-        ({"model__init_args__objectives__0": {"weight": 1}}, "objectives.0 needs a class_path: L1, Charbonnier"),
+        ({"model__init_args__objectives__0": {"weight": 1}}, "objectives.0 needs a class_path: L1, MSE, Charbonnier"),
         ({"trainer__callbacks__0": None}, "callbacks.0 needs a class_path: EMA, Previews or a class of lightning"),
         (
             {"data__init_args__source": "???"},
@@ -145,6 +158,12 @@ def test_mistakes_name_the_line_and_the_nearest(changes, said):
         {"trainer__plugins": "evil.Task"},
         {"trainer__plugins": [{"class_path": "evil.Task"}]},
         {"trainer__callbacks__0": {"class_path": "EMA", "dict_kwargs": {"class_path": "evil.Task"}}},
+        {"trainer__callbacks__0": {"class_path": "WeightAveraging", "init_args": {"avg_fn": "evil.Task"}}},
+        {"trainer__strategy": {"class_path": "FSDPStrategy", "init_args": {"auto_wrap_policy": "evil.Task"}}},
+        {"trainer__plugins": ["evil.Task"]},
+        {"trainer__plugins": "[evil.Task]"},
+        {"model__init_args__network": {"family": "hat", "depths": "{class_path: evil.Task}"}},
+        {"model__init_args__network": {"family": "hat", "depths": r'{"class\x5fpath": evil.Task}'}},
     ],
 )
 def test_a_foreign_class_is_refused_wherever_it_stands_and_never_imported(changes, tmp_path, monkeypatch):
@@ -157,6 +176,29 @@ def test_a_foreign_class_is_refused_wherever_it_stands_and_never_imported(change
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "torch.utils.cpp_extension.load_inline", "zoo.EMA"])
 def test_well_known_ways_out_are_refused(name):
     assert f"may not name the class {name!r}; --trust lifts this" in refusal(trainer__callbacks__0=name)
+
+
+def test_texts_that_only_look_like_imports_are_taken():
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": "./a.b/c.d", "name": "my.run"}}
+    averaging = {"class_path": "EMAWeightAveraging", "init_args": {"use_buffers": False}}
+    network = {"family": "hat", "note": "1.0e-3", "from": "weights.pth", "more": ["a.b", "{x: a.b}", "[2000-13-13"]}
+    found, parts = walk(
+        model__init_args__network=network,
+        trainer__logger=[logger],
+        trainer__max_time="00:00:30.5",
+        trainer__callbacks__0=averaging,
+    )
+    assert parts["model"]["init_args"]["network"] == network
+    assert parts["trainer"]["logger"][0]["init_args"] == logger["init_args"]
+    taken = {dotted(argument.path): argument.value for argument in found.arguments}
+    assert taken["model.init_args.optimizer.init_args.betas"] == [0.9, 0.99], "a whole, not its elements"
+
+
+def test_what_a_class_hands_on_is_known_by_name():
+    wrong = {"class_path": "EMAWeightAveraging", "init_args": {"use_bufers": False}}
+    assert "EMAWeightAveraging takes no 'use_bufers'. Did you mean 'use_buffers'?" in refusal(
+        trainer__callbacks__0=wrong
+    )
 
 
 def test_trust_takes_a_class_from_elsewhere_but_checks_its_arguments(tmp_path, monkeypatch):

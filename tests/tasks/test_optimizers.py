@@ -34,6 +34,20 @@ def test_an_optimizer_is_built_from_plain_data(name):
     assert list(built.defaults["betas"]) == [0.9, 0.99]
 
 
+def test_a_class_from_elsewhere_is_that_class_and_not_torchs_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "own_optimizer.py").write_text(
+        "from torch import optim\n"
+        "class Adam(optim.SGD):\n    def __init__(self, params, **rest):\n        super().__init__(params, **rest)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    built = build_optimizer({"class_path": "own_optimizer.Adam", "init_args": {"lr": 0.5}}, parameters())
+    assert isinstance(built, optim.SGD)
+    assert built.defaults["lr"] == 0.5
+    for name in ("own_optimizer.Adan", "own_optimiser.Adam", "own_optimizer.optim"):
+        with pytest.raises(UserError, match=f"optimizer '{name}' is unknown"):
+            build_optimizer({"class_path": name}, parameters())
+
+
 def test_a_schedule_is_stepped_as_torch_does():
     spec = {"class_path": "MultiStepLR", "init_args": {"milestones": [2, 4], "gamma": 0.5}}
     assert rates(build_schedule(spec, adam()), 6) == [1, 1, 0.5, 0.5, 0.25, 0.25]
@@ -70,6 +84,7 @@ WRONG = {
     "Adam: Invalid learning rate": {"class_path": "Adam", "init_args": {"lr": -1.0}},
     "Adam: ": {"class_path": "Adam", "init_args": {"lr": "fast"}},
     "'LBFGS' is unknown or needs more": {"class_path": "LBFGS"},
+    "'torch.optim.LBFGS' is unknown or needs more": {"class_path": "torch.optim.LBFGS"},
     "must be a mapping of class_path and init_args": {"name": "Adam"},
     "'os.system' is unknown": {"class_path": "os.system"},
 }
@@ -88,3 +103,5 @@ def test_a_wrong_schedule_is_one_sentence():
         build_schedule({"class_path": "ReduceLROnPlateau"}, adam())
     with pytest.raises(UserError, match="needs 0 <= warmup < total"):
         WarmupCosine(adam(), warmup=9, total=9)
+    with pytest.raises(UserError, match=r"^schedule WarmupCosine: needs 0"):
+        build_schedule({"class_path": "WarmupCosine", "init_args": {"warmup": 9, "total": 9}}, adam())

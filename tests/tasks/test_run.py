@@ -8,6 +8,7 @@ import yaml
 
 from tests.tasks.tiny import in_child, make_run
 from zoo.errors import UserError
+from zoo.files import write_file
 from zoo.tasks.run import Run
 
 
@@ -140,6 +141,55 @@ def test_a_second_training_of_one_process_gets_its_own_folder(tmp_path, monkeypa
     monkeypatch.setenv("RANK", "0")  # torchrun: the user has said for all ranks where to write
     monkeypatch.setenv("ZOO_RUN", str(tmp_path / "chosen"))
     assert make_run(tmp_path).folder.name == "chosen"
+    assert make_run(tmp_path).folder.name == "0003", "ZOO_RUN is what the training before has left"
+
+
+@pytest.mark.parametrize("launcher", ["RANK", "SLURM_PROCID"])
+def test_under_a_launcher_rank_0_makes_the_folder_that_all_ranks_know(tmp_path, monkeypatch, launcher):
+    monkeypatch.setenv(launcher, "0")
+    monkeypatch.setenv("ZOO_RUN", str(tmp_path / "chosen"))
+    first = make_run(tmp_path / "runs")
+    assert first.folder == tmp_path / "chosen"
+    monkeypatch.setenv(launcher, "3")
+    assert make_run(tmp_path / "runs").folder == first.folder
+    monkeypatch.setenv(launcher, "0")
+    monkeypatch.setattr(Run, "_announced", None)  # as in another process
+    with pytest.raises(UserError, match=r"chosen exists already; name a new folder, or go on with --resume="):
+        make_run(tmp_path / "runs")
+
+
+def test_a_run_goes_on_under_another_recipe_and_is_found_as_such(tmp_path, caplog):
+    run = Run.create(tmp_path, text="", config={"lr": 1}, hash="a")
+    run.mark("finished", 5)
+    run.retarget({"lr": 2}, "b")
+    assert "started with other settings" in caplog.text
+    assert run.status == {"hash": "b", "state": "interrupted", "step": 5}
+    configs = {f.name: yaml.safe_load(f.read_text()) for f in (run.folder / "checkpoints").iterdir()}
+    assert configs == {"config.yaml": {"lr": 2}, "config-until-5.yaml": {"lr": 1}}
+    assert Run.newest_unfinished(tmp_path, "b").folder == run.folder
+    assert Run.newest_unfinished(tmp_path, "a") is None
+    caplog.clear()
+    run.retarget({"lr": 2}, "b")
+    assert not caplog.text, "its own recipe is no news"
+
+
+def test_a_kill_while_retargeting_loses_nothing(tmp_path, monkeypatch):
+    run = Run.create(tmp_path, text="", config={"lr": 1}, hash="a")
+
+    def killed(path, *rest, **options):
+        if path.name == "status.json":
+            raise KeyboardInterrupt
+        return write_file(path, *rest, **options)
+
+    monkeypatch.setattr("zoo.tasks.run.write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.retarget({"lr": 2}, "b")
+    monkeypatch.undo()
+    assert run.status["hash"] == "a"
+    run.retarget({"lr": 2}, "b")
+    configs = {f.name: yaml.safe_load(f.read_text()) for f in (run.folder / "checkpoints").iterdir()}
+    assert configs == {"config.yaml": {"lr": 2}, "config-until-0.yaml": {"lr": 1}}
+    assert run.status["hash"] == "b"
 
 
 def test_a_kill_while_marking_leaves_a_whole_status(tmp_path):

@@ -7,9 +7,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-import yaml
-
-from zoo.cli.options import DTYPES, add, open_working_folder, torch_device
+from zoo.cli.options import DTYPES, add, open_working_folder
+from zoo.pipelines.devices import torch_device
 
 if TYPE_CHECKING:
     from zoo.recipe import Recipe
@@ -62,11 +61,12 @@ def run(args: argparse.Namespace) -> int:
     if not fresh and _is_done(run, recipe):
         log.info("run %s is finished after %s steps; nothing is left to do", run.folder, run.status.get("step"))
         return _report(args, run)
-    log.info("run %s", run.folder)
     checkpoint = None if fresh else run.checkpoint
     built = None
     try:
         built = build(recipe, run=run.folder, trust=args.trust, quiet=args.quiet)
+        log.info("run %s", run.folder)
+        run.retarget(recipe.config, recipe.hash)
         path = str(checkpoint) if checkpoint else None
         built.trainer.fit(built.task, datamodule=built.data, ckpt_path=path, weights_only=True)
     except SystemExit as leave:
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, recipe: "Recipe") -> "tuple[Run, bool]":
     """The run to train, and whether it is new."""
-    from zoo.tasks.run import Run, rank
+    from zoo.tasks.run import Run
 
     if args.resume == "newest":
         found = Run.newest_unfinished(args.out, recipe.hash)
@@ -90,14 +90,7 @@ def _open(args: argparse.Namespace, recipe: "Recipe") -> "tuple[Run, bool]":
             return found, False
         log.warning("no unfinished run of this recipe below %s; a new one starts", args.out)
     elif args.resume is not None:
-        found = Run.open(args.resume)
-        if found.status.get("hash") != recipe.hash:
-            log.warning("run %s was started with other settings; it goes on with those given now", args.resume)
-            kept = found.folder / "checkpoints" / "config.yaml"
-            if rank() == 0 and kept.is_file():
-                kept.replace(kept.with_name(f"config-until-{found.status.get('step', 0)}.yaml"))
-                kept.write_text(yaml.safe_dump(recipe.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        return found, False
+        return Run.open(args.resume), False
     head = [f"# zoo fit {args.recipe}", *(f"#   {text}" for text in recipe.overrides)]
     text = "\n".join([*head, recipe.text])
     return Run.create(args.out, text=text, config=recipe.config, hash=recipe.hash), True
@@ -130,7 +123,7 @@ def _report(args: argparse.Namespace, run: "Run") -> int:
         print(json.dumps({"run": str(run.folder), **run.status, **found, "scores": scores}))
         return 0
     rows = {"run": f"{run.folder} ({run.status.get('state')}, {run.status.get('step')} steps)", **found}
-    rows |= {name: f"{value:.4f}" for name, value in scores.items()}
+    rows |= {name: f"{value:.4f} ({run.status.get('protocol')})" for name, value in scores.items()}
     if "weights" in found:
         rows["use it"] = f"zoo restore IN OUT --model {run.folder}"
     width = max(map(len, rows))

@@ -4,18 +4,25 @@ import math
 
 from torch import nn
 
+UPSCALES = (1, 2, 3, 4, 8)
+
 
 class Upsample(nn.Sequential):
     """Convolution and pixel shuffle: once for x3, once per doubling for powers of two, empty for x1.
 
     Args:
-        upscale: 1, 3 or a power of two.
+        upscale: one of UPSCALES.
         num_feat: channels, in and out.
+
+    Raises:
+        ValueError: another upscale.
 
     Source: BasicSR, basicsr/archs/arch_util.py (parameter names `0`, `2`, ... are kept).
     """
 
     def __init__(self, upscale: int, num_feat: int) -> None:
+        if upscale not in UPSCALES:
+            raise ValueError(f"Upsample: upscale must be 1, 2, 3, 4 or 8, got {upscale}")
         factors = [3] if upscale == 3 else [2] * int(math.log2(upscale))
         layers: list[nn.Module] = []
         for factor in factors:

@@ -28,7 +28,8 @@ class Family:
     task: str
     dtypes: tuple[str, ...]
     licence: str
-    variants: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # name -> (upscale, multiple)
+    # name: upscale (0 = no image comes out), multiple, parameters
+    variants: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Facts:
     task: str
     upscale: int
     multiple: int
+    parameters: int
     dtypes: tuple[str, ...]
     licence: str
     shipped: bool
@@ -52,16 +54,16 @@ FAMILIES = {
         ("float32", "bfloat16"),
         "Apache-2.0",
         {
-            "hat-tiny-x2": (2, 8),
-            "hat-s-x2": (2, 16),
-            "hat-s-x3": (3, 16),
-            "hat-s-x4": (4, 16),
-            "hat-x2": (2, 16),
-            "hat-x3": (3, 16),
-            "hat-x4": (4, 16),
-            "hat-l-x2": (2, 16),
-            "hat-l-x3": (3, 16),
-            "hat-l-x4": (4, 16),
+            "hat-tiny-x2": (2, 8, 237_558),
+            "hat-s-x2": (2, 16, 9_473_471),
+            "hat-s-x3": (3, 16, 9_658_111),
+            "hat-s-x4": (4, 16, 9_621_183),
+            "hat-x2": (2, 16, 20_624_795),
+            "hat-x3": (3, 16, 20_809_435),
+            "hat-x4": (4, 16, 20_772_507),
+            "hat-l-x2": (2, 16, 40_698_863),
+            "hat-l-x3": (3, 16, 40_883_503),
+            "hat-l-x4": (4, 16, 40_846_575),
         },
     ),
     "plain-conv": Family(
@@ -69,7 +71,21 @@ FAMILIES = {
         "super-resolution",
         ("float32", "bfloat16", "float16"),
         "Apache-2.0",
-        {"plain-conv-tiny-x2": (2, 1)},
+        {"plain-conv-tiny-x2": (2, 1, 239_041)},
+    ),
+    "plain-features": Family(
+        "zoo.models.features.plain_features",
+        "features",
+        ("float32",),
+        "Apache-2.0",
+        {"shapes-features": (0, 1, 284_152)},
+    ),
+    "inception": Family(
+        "zoo.models.features.inception",
+        "features",
+        ("float32",),
+        "Apache-2.0",
+        {"inception-2015": (0, 1, 21_785_568)},
     ),
 }
 
@@ -77,9 +93,9 @@ FAMILIES = {
 def list_models(pattern: str = "*") -> list[Facts]:
     """Every variant whose name matches the shell-like `pattern`, in the order of the table."""
     return [
-        Facts(name, title, row.task, upscale, multiple, row.dtypes, row.licence, shipped.weight_file(name) is not None)
+        Facts(name, title, row.task, *numbers, row.dtypes, row.licence, shipped.weight_file(name) is not None)
         for title, row in FAMILIES.items()
-        for name, (upscale, multiple) in row.variants.items()
+        for name, numbers in row.variants.items()
         if fnmatch.fnmatch(name, pattern)
     ]
 
@@ -108,8 +124,17 @@ def family_of(network: "nn.Module") -> str:
 
 
 def needs(network: "nn.Module") -> "Needs":
-    """What `network` asks of its caller: channels, multiples, safe dtypes, tile overlap."""
-    return lookup(family_of(network)).needs(network)
+    """What a restorer asks of its caller: channels, multiples, safe dtypes, tile overlap.
+
+    Raises:
+        UserError: the network is none of zoo's, or restores nothing.
+    """
+    family = family_of(network)
+    found = lookup(family).needs
+    if found is None:
+        name = getattr(network, "variant", None) or family
+        raise UserError(f"model {name!r} restores no image, it is for {FAMILIES[family].task}; see `zoo list`")
+    return found(network)
 
 
 def _variant(name: str) -> tuple[str, dict[str, Any]]:
@@ -130,16 +155,21 @@ def create(model: str | Mapping[str, Any]) -> "nn.Module":
     Raises:
         UserError: an unknown name or keyword, or a value that the constructor refuses.
     """
+    if not isinstance(model, str | Mapping):
+        raise UserError(f"model: must be a name, or a mapping with `family` or `variant`, got {model!r}")
     keywords = {"variant": model} if isinstance(model, str) else dict(model)
+    for key in ("family", "variant"):
+        if not isinstance(keywords.get(key), str | None):
+            raise UserError(f"model: {key} must be a name of `zoo list`, got {keywords[key]!r}")
     variant = keywords.pop("variant", None)
     if variant is not None:
         family, config = _variant(variant)
         keywords = config | keywords
         variant = variant if keywords == config else None
-    elif "family" in keywords:
+    elif keywords.get("family") is not None:
         family = keywords.pop("family")
     else:
-        raise UserError(f"model: a mapping needs `family` or `variant`, got the keys {sorted(keywords)}")
+        raise UserError(f"model: a mapping needs `family` or `variant`, got the keys {list(keywords)}")
     network = _build(family, keywords)
     network.variant = variant
     return network
@@ -147,14 +177,18 @@ def create(model: str | Mapping[str, Any]) -> "nn.Module":
 
 def _build(family: str, keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401 (its attributes are set)
     cls = lookup(family).network
+    from zoo.models.entry import check_type  # not above: it needs torch
+
     known = inspect.signature(cls).parameters
     for key in keywords:
         if key not in known:
-            raise UserError(f"model {family!r} has no keyword {key!r}.{nearest(key, known)}")
+            raise UserError(f"model {family!r} has no keyword {key!r}.{nearest(str(key), known)}")
     try:
+        for key, value in keywords.items():
+            check_type(key, known[key].annotation, value)
         return cls(**keywords).eval()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"model {family!r}: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two are torch's, of sizes beyond all memory
+        raise UserError(f"model {family!r}: {str(error).splitlines()[0]}") from error
 
 
 def detect(state_dict: "Mapping[str, Tensor]") -> tuple[str, dict[str, Any]]:
@@ -173,7 +207,8 @@ def detect(state_dict: "Mapping[str, Tensor]") -> tuple[str, dict[str, Any]]:
         if found is not None:
             return family, found
     first = ", ".join(list(state_dict)[:3])
-    raise UserError(f"weights: no family of zoo ({', '.join(FAMILIES)}) has tensors named {first}, ...")
+    known = ", ".join(FAMILIES)
+    raise UserError(f"weights of no family of zoo ({known}), with tensors named {first}, ...; see `zoo list`")
 
 
 def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Module":  # noqa: ANN401
@@ -201,7 +236,10 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     if header is not None:
         family, found, variant = header["arch"], dict(header["config"]), header.get("variant")
     else:
-        family, found = detect(state)
+        try:
+            family, found = detect(state)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
         variant = _same_size(family, found)
     described = lookup(family)
     if header is None and variant is not None:  # what its weights cannot tell, our variant knows
@@ -215,17 +253,17 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     network.variant = variant
     _fill(network, described.convert(state), name)
     network.sha = (header or {}).get("sha")
-    log.info("weights %s: %s", name, network.variant or f"{family}, no named size")
+    level = logging.DEBUG if name == network.variant else logging.INFO  # a variant's own weights are no news
+    log.log(level, "weights %s: %s", name, network.variant or f"{family}, no named size")
     return network
 
 
 def _locate(text: str) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
-        for name in ("weights.safetensors", "checkpoints/last.ckpt"):
-            if (path / name).is_file():
-                return path / name
-        raise FileNotFoundError(f"load: {text} holds neither weights.safetensors nor checkpoints/last.ckpt")
+        path /= "weights.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"load: {path} does not exist; a run writes it with its first checkpoint")
     if path.is_file():
         return path
     known = [n for row in FAMILIES.values() for n in row.variants]

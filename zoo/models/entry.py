@@ -1,7 +1,9 @@
 """What a model file tells about itself: its variants as data, and what its callers must respect."""
 
 import math
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +29,6 @@ class Needs:
         upscale: output size over input size.
         in_channels: image channels.
         multiple: both sides of the input must be multiples of this, pixels.
-        padding: how the missing rows and columns are filled: "reflect".
         dtypes: names of the dtypes it is safe in.
         overlap: context that a tile needs on each side, input pixels.
         bytes_per_pixel: peak activation memory per input pixel in float32 inference, an estimate.
@@ -37,7 +38,6 @@ class Needs:
     upscale: int
     in_channels: int
     multiple: int
-    padding: str
     dtypes: tuple[str, ...]
     overlap: int
     bytes_per_pixel: int
@@ -53,7 +53,7 @@ class Entry:
         variants: name -> Variant.
         detect: state dict -> constructor keywords, or None when the weights are another family's.
         convert: official state dict -> ours.
-        needs: network -> Needs.
+        needs: network -> Needs; None for a family that restores nothing.
         hidden: constructor keywords that weights cannot tell; `zoo.load` takes these as keywords.
     """
 
@@ -61,8 +61,60 @@ class Entry:
     variants: Mapping[str, Variant]
     detect: Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    needs: Callable[[Any], Needs]
+    needs: Callable[[Any], Needs] | None = None
     hidden: frozenset[str] = field(default_factory=frozenset)
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Refuse sizes below 1.
+
+    Args:
+        owner: class that the error begins with.
+        **sizes: by the name of the constructor's keyword.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{owner}: {name} must be at least 1, got {size}")
+
+
+def check_type(name: str, annotation: object, value: object) -> None:
+    """Refuse a value that a constructor's annotation does not allow; YAML and JSON bring any.
+
+    Args:
+        name: the constructor's keyword.
+        annotation: bool, int, float, str, None, a sequence of one of them, or a union; others are the constructor's own
+            business.
+        value: plain data; whole numbers are floats, too, infinity is none.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    if not _is(annotation, value):
+        raise ValueError(f"{name} must be {_said(annotation)}, got {value!r}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
+
+
+def _is(annotation: object, value: Any) -> bool:  # noqa: ANN401
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Sequence:
+        return isinstance(value, list | tuple) and all(_is(inner[0], item) for item in value)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(member, value) for member in inner)
+    if annotation is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is annotation or annotation not in _WORDS
+
+
+def _said(annotation: Any) -> str:  # noqa: ANN401
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Sequence:
+        return f"a list with {_said(inner[0])} per element"
+    return " or ".join(map(_said, inner)) if inner else _WORDS[annotation]
 
 
 def constructor_arguments(names: Mapping[str, Any]) -> dict[str, Any]:

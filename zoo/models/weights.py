@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from zoo.errors import UserError
+from zoo.files import write_file
 
 WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "network")
 PREFIXES = ("module.", "netG.", "network.", "_orig_mod.")
@@ -28,7 +29,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | 
 
     Args:
         path: .safetensors, or .pth/.pt/.ckpt/.bin as PyTorch writes them, wrapped as the field does (`params_ema`,
-            `state_dict`, `module.` prefixes, ...).
+            `state_dict`, `module.` prefixes, ...); of a file without these endings the content decides.
 
     Returns:
         Tensors on the CPU by name, and {"arch", "config", "variant", "version", "sha"} or None.
@@ -40,23 +41,30 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights: {path} does not exist; give a file, a run folder or a name of `zoo list`")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         return _read_safetensors(path)
     try:
         with torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # read or refused, both are said below
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error).lower():
-            raise UserError(
-                f"weights: {path} holds Python objects that could run code, so it was not opened; "
-                "ask its author for a .safetensors file or a plain state dict"
-            ) from error
-        raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
+        if "Unsupported operand" in str(error):  # no pickle at all, such as a picture
+            raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
+        raise UserError(
+            f"weights: {path} holds Python objects that could run code, so it was not opened; "
+            "ask its author for a .safetensors file or a plain state dict"
+        ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
     header = stored.get("zoo") if isinstance(stored, Mapping) else None
     return unwrap(stored, str(path)), header
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as the format does: the length of a JSON object, below 100 MB, then that object."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -94,7 +102,6 @@ def write_weights(
     path: str | Path,
     network: nn.Module,
     *,
-    facts: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     force: bool = False,
 ) -> Path:
@@ -103,7 +110,6 @@ def write_weights(
     Args:
         path: ends in .safetensors.
         network: made by `zoo.create` or `zoo.load` (or a class of zoo's own).
-        facts: more facts for the header, plain data.
         dtype: storage type of floating tensors, None for their own.
         force: replace an existing file.
 
@@ -112,12 +118,10 @@ def write_weights(
 
     Raises:
         FileExistsError: the file is there and `force` is off.
+        UserError: the network is none of zoo's, no space is left, or the place is not writable.
     """
     from zoo.models import family_of  # the table knows the name of the class
 
-    path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f"weights: {path} exists; give another name or --force")
     family = family_of(network)
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     if dtype is not None:
@@ -128,13 +132,8 @@ def write_weights(
         "variant": getattr(network, "variant", None),
         "version": 1,
         "sha": tensor_hash(state),
-        **(facts or {}),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(state, metadata={"zoo": json.dumps(header)}))  # save_file would make it private, 0600
-    partial.replace(path)
-    return path
+    return write_file(path, save(state, metadata={"zoo": json.dumps(header)}), force=force)
 
 
 def tensor_hash(state_dict: Mapping[str, Tensor]) -> str:

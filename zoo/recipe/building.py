@@ -52,7 +52,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Report:
+class Checked:
     """What `check` found: trainable parameters at full size, optimisation steps done, seconds they took."""
 
     parameters: int
@@ -97,7 +97,7 @@ def build(recipe: Recipe, *, run: Path | None = None, trust: bool = False, quiet
     return _lightning(parts | {"trainer": settings}, classes, callbacks, loggers)
 
 
-def check(recipe: Recipe, *, trust: bool = False) -> Report:
+def check(recipe: Recipe, *, trust: bool = False) -> Checked:
     """Builds the recipe at full size on the meta device, then trains two steps of its smoke version on the CPU.
 
     Args:
@@ -115,7 +115,6 @@ def check(recipe: Recipe, *, trust: bool = False) -> Report:
     started = time.perf_counter()
     parts, classes = _checked(recipe, trust)
     parts["trainer"] = {key: _TRIAL[key] for key in ("accelerator", "enable_progress_bar", "enable_model_summary")}
-    del parts["data"]
     with torch.device("meta"):
         task = _lightning(parts, classes).task
     small = resolve(recipe.path, recipe.overrides, smoke=True)
@@ -125,7 +124,7 @@ def check(recipe: Recipe, *, trust: bool = False) -> Report:
         built = build(replace(small, config=config), run=run.folder, trust=trust, quiet=True)
         built.trainer.fit(built.task, datamodule=built.data)
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    return Report(parameters, built.trainer.global_step, time.perf_counter() - started)
+    return Checked(parameters, built.trainer.global_step, time.perf_counter() - started)
 
 
 def validate(recipe: Recipe, *, trust: bool = False) -> None:
@@ -227,7 +226,12 @@ def _lightning(
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    class Parser(LightningArgumentParser):
+        def add_class_arguments(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 (Lightning's signature)
+            # Else a text that happens to name a file, or a web page, would be replaced by what stands there.
+            return super().add_class_arguments(*arguments, **keywords | {"sub_configs": False})
 
     class Lightning(LightningCLI):
         def instantiate_trainer(self, **keywords: object) -> "Trainer":
@@ -245,8 +249,9 @@ def _lightning(
         try:
             cli = Lightning(
                 LightningModule,
-                LightningDataModule if "data" in parts else None,
+                LightningDataModule,
                 save_config_callback=None,
+                parser_class=Parser,
                 trainer_defaults={"callbacks": list(callbacks)},
                 seed_everything_default=False,
                 parser_kwargs={"exit_on_error": False},
@@ -258,6 +263,8 @@ def _lightning(
             )
         except (ArgumentError, ValueError) as error:  # jsonargparse wraps what constructors raise
             raise _cause(error) from error
+    if hasattr(cli.model, "agree"):
+        cli.model.agree(cli.datamodule)
     return Built(cli.trainer, cli.model, cli.datamodule)
 
 

@@ -125,8 +125,10 @@ class Draft:
 
 
 def _merges(old: dict[str, Any], new: object) -> bool:
-    """Whether `new` goes into `old`: it is a mapping, too, and does not name another thing."""
-    return isinstance(new, dict) and all(new[key] == old.get(key) for key in _NAMES if key in new)
+    """Whether `new` goes into `old`: it is a mapping, too, and does not name another thing than `old` does."""
+    if not isinstance(new, dict):
+        return False
+    return all(new[key] == old.get(key) for key in _NAMES if key in new) or not any(key in old for key in _NAMES)
 
 
 def _known(node: dict[str, Any], path: KeyPath) -> list[str] | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zoo.errors import UserError, nearest
 from zoo.recipe.merge import KeyPath, dotted
 
@@ -24,6 +26,7 @@ class Field:
         ours: our class -> the module that defines it.
         library: a module whose classes below `base` may stand here too.
         base: a class of that module.
+        table: import path of a mapping, name -> class, that says instead of `base` what may stand here.
         skip: leading arguments that the task fills in; such classes stay data until the task builds them.
         words: lists the words, such as `strategy: ddp`, that Lightning takes in place of a class.
         many: a list of classes stands here.
@@ -32,14 +35,15 @@ class Field:
     ours: Mapping[str, str] = field(default_factory=dict)
     library: str = ""
     base: str = ""
+    table: str = ""
     skip: int = 0
     words: Callable[[], list[str]] | None = None
     many: bool = False
 
     def names(self) -> list[str]:
         """Every short name and word that this place takes."""
-        known = [*self.ours, *(self.words() if self.words else ())]
-        if not self.library:
+        known = [*self.ours, *(self.words() if self.words else ()), *self._table()]
+        if not self.base:
             return known
         module = importlib.import_module(self.library)
         base = getattr(module, self.base)
@@ -49,8 +53,8 @@ class Field:
 
     def offer(self) -> str:
         """What an error says may stand here."""
-        own = ", ".join([*self.ours, *(self.words() if self.words else ())])
-        return " or ".join(filter(None, [own, self.library and f"a class of {self.library}"]))
+        own = ", ".join([*self.ours, *(self.words() if self.words else ()), *self._table()])
+        return " or ".join(filter(None, [own, self.base and f"a class of {self.library}"]))
 
     def target(self, name: str) -> str | None:
         """The import path of `name`, short or dotted, or None when it is not on the list."""
@@ -58,7 +62,15 @@ class Field:
         if short not in self.names():
             return None
         full = f"{self.ours.get(short, self.library)}.{short}"
-        return full if name in (short, full) else None
+        defined = self._table().get(short)
+        if defined is None:
+            return full if name in (short, full) else None
+        own = f"{defined.__module__}.{short}"
+        return own if name in (short, full, own) else None
+
+    def _table(self) -> Mapping[str, type]:
+        module, _, name = self.table.rpartition(".")
+        return getattr(importlib.import_module(module), name) if module else {}
 
 
 def _strategies() -> list[str]:
@@ -67,15 +79,22 @@ def _strategies() -> list[str]:
 
 _DEGRADATIONS = Field(dict.fromkeys(("Bicubic", "Jpeg", "Noise"), "zoo.data.degradations"), many=True)
 FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the user chooses
-    ("model",): Field({"RestorationTask": "zoo.tasks.restoration"}),
+    ("model",): Field(
+        {
+            "RestorationTask": "zoo.tasks.restoration",
+            "AutoencoderTask": "zoo.tasks.autoencoder",
+            "DiffusionTask": "zoo.tasks.diffusion",
+            "FeatureTask": "zoo.tasks.features",
+        }
+    ),
     ("model", "init_args", "objectives"): Field(
-        dict.fromkeys(("L1", "Charbonnier", "FFT", "Wavelet"), "zoo.tasks.objectives"), many=True
+        dict.fromkeys(("L1", "MSE", "Charbonnier", "FFT", "Wavelet"), "zoo.tasks.objectives"), many=True
     ),
-    ("model", "init_args", "optimizer"): Field(library="torch.optim", base="Optimizer", skip=1),
+    ("model", "init_args", "optimizer"): Field(library="torch.optim", table="zoo.tasks.optimizers.OPTIMIZERS", skip=1),
     ("model", "init_args", "schedule"): Field(
-        {"WarmupCosine": "zoo.tasks.optimizers"}, "torch.optim.lr_scheduler", "LRScheduler", skip=1
+        library="torch.optim.lr_scheduler", table="zoo.tasks.optimizers.SCHEDULES", skip=1
     ),
-    ("data",): Field({"RestorationData": "zoo.data.restoration"}),
+    ("data",): Field({"RestorationData": "zoo.data.restoration", "GenerationData": "zoo.data.generation"}),
     ("data", "init_args", "degradation"): _DEGRADATIONS,
     ("data", "init_args", "validation", "*", "degradation"): _DEGRADATIONS,
     ("trainer", "callbacks"): Field(
@@ -134,8 +153,8 @@ class Walk:
     def _error(self, path: KeyPath, text: str) -> UserError:
         return UserError(f"{self.where(path)}: {text}")
 
-    def _value(self, path: KeyPath, value: object, annotation: object) -> object:
-        """One value, with the classes inside it checked and written out."""
+    def _value(self, path: KeyPath, value: object, annotation: object, part: bool = False) -> object:
+        """One value, with the classes inside it checked and written out; a `part` has the annotation of its whole."""
         place, kind = _place(path), _kind(annotation)
         if value == "???":
             raise self._error(path, f"{dotted(path)} is not set; give it as {dotted(path)}=VALUE")
@@ -145,20 +164,32 @@ class Walk:
             return self._spec(path, value, place)
         if kind == "code" and value is not None and not self.trust:
             raise self._error(path, f"{dotted(path)} takes code, which a recipe may not name; --trust lifts this")
-        if kind == "class" and isinstance(value, str) and "." in value and not self.trust:
-            raise self._error(path, _refusal(path, value, None))
+        if isinstance(value, str) and not self.trust:
+            self._text(path, value, annotation)
         record = _record(annotation)
         if record and isinstance(value, dict):
             self.classes.add(f"{record.__module__}.{record.__qualname__}")
             return self._keywords(path, value, record, 0)
         inner = _inside(annotation, type(value))
+        below, alone = (annotation, True) if inner is None else (inner, part)
         if isinstance(value, dict):
-            value = {key: self._value((*path, key), item, inner) for key, item in value.items()}
+            value = {key: self._value((*path, key), item, below, alone) for key, item in value.items()}
         elif isinstance(value, list):
-            value = [self._value((*path, number), item, inner) for number, item in enumerate(value)]
-        if inner is None and kind in ("plain", "class") and not place:
+            value = [self._value((*path, number), item, below, alone) for number, item in enumerate(value)]
+        if inner is None and annotation not in (None, Any) and kind != "code" and not place and not part:
             self.arguments.append(Argument(path, annotation, value))
         return value
+
+    def _text(self, path: KeyPath, text: str, annotation: object) -> None:
+        """Refuses a text that Lightning's parser would import, or read as YAML in which a class is named."""
+        if _kind(annotation) == "class" and "." in text and all(name.isidentifier() for name in text.split(".")):
+            raise self._error(path, _refusal(path, text, None))
+        try:
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # such as the date 2000-13-13
+            return
+        if isinstance(data, dict | list):
+            Walk(self.where)._value(path, data, annotation, part=True)
 
     def _at_place(self, path: KeyPath, value: object, place: Field) -> object:
         """A value where classes belong: a bare name becomes a mapping, and what can be no class is refused."""
@@ -191,18 +222,22 @@ class Walk:
 
     def _keywords(self, path: KeyPath, given: dict[str, Any], known: type, skip: int) -> dict[str, Any]:
         """The arguments of one class: each must be in its signature, and none that it needs may lack."""
-        parameters = list(inspect.signature(known).parameters.values())[skip:]
-        named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        parameters = list(inspect.signature(known).parameters.values())
+        named = {p.name: p for p in parameters[skip:] if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        hints = _hints(known)
+        if any(p.kind is p.VAR_KEYWORD for p in parameters) and not given.keys() <= named.keys():
+            hints = _followed(known) | hints
+        hints = {name: _assumed(p.default) for name, p in named.items()} | hints
+        hidden = {p.name for p in parameters if p.name not in named}
+        accepted = dict.fromkeys([*named, *(name for name in hints if name not in hidden)])
         for key in given:
-            if key not in named and not open_ended:
-                hint = nearest(key, named) or f" It takes {', '.join(named)}."
+            if key not in accepted:
+                hint = nearest(key, accepted) or f" It takes {', '.join(accepted)}."
                 raise self._error((*path, key), f"{known.__name__} takes no {key!r}.{hint}")
         owner = path[:-1] if path[-1] == "init_args" else path
         for name, parameter in named.items():
             if parameter.default is parameter.empty and name not in given:
                 raise self._error(owner, f"{known.__name__} needs {name!r}; add it to {dotted(path)}")
-        hints = _hints(known)
         return {key: self._value((*path, key), value, hints.get(key)) for key, value in given.items()}
 
     def _load(self, path: KeyPath, target: str) -> type:
@@ -234,11 +269,28 @@ def _refusal(path: KeyPath, name: str, place: Field | None) -> str:
 
 
 def _hints(known: type) -> dict[str, Any]:
-    """The annotations of a constructor; empty where they cannot be evaluated."""
+    """The annotations of a constructor."""
     try:
-        return typing.get_type_hints(known.__init__)
+        hints = typing.get_type_hints(known.__init__)
     except (NameError, TypeError):
-        return {}
+        return _followed(known)
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+def _followed(known: type) -> dict[str, Any]:
+    """The annotations that Lightning's parser finds in the source, also of what a constructor hands on as **kwargs.
+
+    It takes seconds where the way is long, so only what `_hints` cannot tell is asked here.
+    """
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
+    found = get_signature_parameters(known)
+    return {p.name: _assumed(p.default) if p.annotation is inspect.Parameter.empty else p.annotation for p in found}
+
+
+def _assumed(default: object) -> object:
+    """The annotation that Lightning's parser goes by where there is none."""
+    return typing.Union[type(default), Any]  # noqa: UP007 (not every type takes |)
 
 
 def _members(annotation: object) -> tuple[object, ...]:
@@ -275,14 +327,15 @@ def _leaves(annotation: object) -> Iterator[object]:
                 yield from _leaves(part)
 
 
+_CODE = (Callable, typing.Callable, type, types.ModuleType, types.UnionType, types.GenericAlias)  # texts name these
 _PLAIN = (int, float, str, bool, list, tuple, dict, set, Path, types.NoneType, Ellipsis)
 
 
 def _kind(annotation: object) -> str:
     """Of an annotation: `plain` data, a `class` to be built, `code` to be called, or `unknown`."""
-    if annotation is None or annotation is Any:
-        return "unknown"
-    leaves = list(_leaves(annotation))
-    if any(leaf in (Callable, type, typing.Callable) for leaf in leaves):
+    leaves = [leaf for leaf in _leaves(annotation) if leaf not in _PLAIN and not is_dataclass(leaf)]
+    if any(leaf in _CODE for leaf in leaves):
         return "code"
-    return "plain" if all(leaf in _PLAIN or is_dataclass(leaf) for leaf in leaves) else "class"
+    if any(leaf not in (None, Any, object) for leaf in leaves):
+        return "class"
+    return "unknown" if leaves else "plain"

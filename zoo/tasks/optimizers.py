@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules from plain data, checked by name and argument."""
 
+import importlib
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -7,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn, optim
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import SWALR
 
 from zoo.errors import UserError, nearest
 
@@ -39,12 +42,31 @@ class WarmupCosine(LambdaLR):
 
 
 # LBFGS wants a closure, the plateau schedule a metric, the others code or built objects: none of it is plain data.
-_REFUSED = {"Optimizer", "LBFGS", "LRScheduler", "ReduceLROnPlateau", "LambdaLR", "MultiplicativeLR"}
-_REFUSED |= {"SequentialLR", "ChainedScheduler", "SWALR"}
+_REFUSED = (
+    optim.Optimizer,
+    optim.LBFGS,
+    LRScheduler,
+    lr_scheduler.ReduceLROnPlateau,
+    LambdaLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.SequentialLR,
+    lr_scheduler.ChainedScheduler,
+    SWALR,
+)
+
+
+def _below(module: ModuleType, base: type) -> dict[str, type]:
+    classes = {name: item for name, item in vars(module).items() if inspect.isclass(item) and issubclass(item, base)}
+    return {name: item for name, item in classes.items() if name[0] != "_" and item not in _REFUSED}
+
+
+# What a recipe may name; see also zoo/recipe/schema.py.
+OPTIMIZERS = _below(optim, optim.Optimizer)
+SCHEDULES = {"WarmupCosine": WarmupCosine} | _below(lr_scheduler, LRScheduler)
 
 
 def build_optimizer(spec: Mapping[str, Any], params: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """An optimiser of torch.optim.
+    """An optimiser of torch.optim, or another one by its import path.
 
     Args:
         spec: {"class_path": "Adam", "init_args": {"lr": 2e-4}}; `torch.optim.Adam` is the same class.
@@ -53,14 +75,13 @@ def build_optimizer(spec: Mapping[str, Any], params: Iterable[nn.Parameter]) -> 
     Raises:
         UserError: unknown name or argument, or a value that the optimiser refuses.
     """
-    known = {
-        name: cls for name, cls in vars(optim).items() if inspect.isclass(cls) and issubclass(cls, optim.Optimizer)
-    }
-    return _build("optimizer", spec, known, list(params))
+    return _build("optimizer", spec, OPTIMIZERS, optim.Optimizer, list(params))
 
 
 def build_schedule(spec: Mapping[str, Any], optimizer: optim.Optimizer) -> LRScheduler:
-    """A schedule of torch.optim.lr_scheduler, or WarmupCosine; it is stepped once per optimisation step.
+    """A schedule of torch.optim.lr_scheduler, WarmupCosine, or another one by its import path.
+
+    It is stepped once per optimisation step.
 
     Args:
         spec: {"class_path": "MultiStepLR", "init_args": {"milestones": [5000], "gamma": 0.5}}.
@@ -69,30 +90,37 @@ def build_schedule(spec: Mapping[str, Any], optimizer: optim.Optimizer) -> LRSch
     Raises:
         UserError: unknown name or argument, or a value that the schedule refuses.
     """
-    known = {**_classes(optim.lr_scheduler, LRScheduler), "WarmupCosine": WarmupCosine}
-    return _build("schedule", spec, known, optimizer)
+    return _build("schedule", spec, SCHEDULES, LRScheduler, optimizer)
 
 
-def _classes(module: ModuleType, base: type) -> dict[str, type]:
-    return {name: cls for name, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, base)}
-
-
-def _build(what: str, spec: Mapping[str, Any], known: Mapping[str, Any], target: Any) -> Any:  # noqa: ANN401
+def _build(what: str, spec: Mapping[str, Any], known: Mapping[str, Any], base: type, target: Any) -> Any:  # noqa: ANN401
     """The class that `spec` names, on `target`, with every argument checked against its signature."""
     if not isinstance(spec, Mapping) or "class_path" not in spec or set(spec) - {"class_path", "init_args"}:
         raise UserError(f"{what}: must be a mapping of class_path and init_args, got {spec!r}")
-    name = str(spec["class_path"]).rpartition(".")[2]
-    known = {key: cls for key, cls in known.items() if key not in _REFUSED}
-    if name not in known:
-        hint = nearest(name, known) or f" Known are {', '.join(sorted(known))}."
-        raise UserError(f"{what} {spec['class_path']!r} is unknown or needs more than plain data.{hint}")
+    name = str(spec["class_path"])
+    found = _imported(name) if "." in name else known.get(name)
+    if not inspect.isclass(found) or not issubclass(found, base) or found in _REFUSED:
+        hint = nearest(name.rpartition(".")[2], known) or f" Known are {', '.join(sorted(known))}."
+        raise UserError(f"{what} {name!r} is unknown or needs more than plain data.{hint}")
     arguments = dict(spec.get("init_args") or {})
-    accepted = list(inspect.signature(known[name]).parameters)[1:]  # without the parameters or the optimiser
+    parameters = list(inspect.signature(found).parameters.values())[1:]  # without the parameters or the optimiser
+    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in arguments:
-        if key not in accepted:
+        if key not in accepted and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             hint = nearest(key, accepted) or f" It takes {', '.join(accepted)}."
-            raise UserError(f"{what} {name} has no argument {key!r}.{hint}")
+            raise UserError(f"{what} {found.__name__} has no argument {key!r}.{hint}")
     try:
-        return known[name](target, **arguments)
+        return found(target, **arguments)  # pyright: ignore
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"{what} {name}: {error}") from error
+        raise UserError(f"{what} {found.__name__}: {error}") from error
+
+
+def _imported(path: str) -> object:
+    """What stands at a dotted path; None when nothing does."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None

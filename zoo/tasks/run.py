@@ -10,6 +10,7 @@ from typing import IO, Any
 import yaml
 
 from zoo.errors import UserError
+from zoo.files import next_folder, numbered, write_file
 
 try:
     import fcntl
@@ -28,6 +29,8 @@ class Run:
     index.html. One process at a time writes to it: `create` and `open` take a lock that ends with the process.
     """
 
+    _announced: str | None = None  # what this process has set ZOO_RUN to
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._lock: IO[str] | None = None
@@ -37,7 +40,8 @@ class Run:
         """Make the folder with the next free number below `root`: 0001, 0002, ...
 
         Ranks above 0 take the folder of rank 0 from the variable ZOO_RUN, which the processes that Lightning starts
-        inherit. Under another launcher ZOO_RUN must be set for all ranks; rank 0 then makes that folder.
+        inherit. Under another launcher (torchrun, SLURM) ZOO_RUN must be set for all ranks; rank 0 then makes that
+        folder.
 
         Args:
             root: where runs are kept.
@@ -46,7 +50,7 @@ class Run:
             hash: identifies the recipe for `newest_unfinished`.
 
         Raises:
-            UserError: a rank above 0 without ZOO_RUN.
+            UserError: a rank above 0 without ZOO_RUN, or a ZOO_RUN that exists already.
         """
         given = os.environ.get("ZOO_RUN")
         if rank() > 0:
@@ -54,22 +58,22 @@ class Run:
                 raise UserError(f"run: rank {rank()} does not know its folder; set ZOO_RUN=<folder> for all ranks")
             return cls(given)
         root = Path(root)
-        # Without a launcher's variables ZOO_RUN is only what an earlier training of this process has left.
-        if given and "RANK" in os.environ:
+        # Without a launcher's variables ZOO_RUN is only what an earlier training has left.
+        if given and given != cls._announced and any(name in os.environ for name in _LAUNCHED):
             folder = Path(given)
+            if folder.exists():
+                raise UserError(
+                    f"run: ZOO_RUN={given} exists already; name a new folder, or go on with --resume={given}"
+                )
             folder.mkdir(parents=True)
         else:
-            root.mkdir(parents=True, exist_ok=True)
-            folder = _next_folder(root)
-        os.environ["ZOO_RUN"] = str(folder.resolve())
+            folder = next_folder(root)
         run = cls(folder)
+        run._announce()
         run._hold()
-        (folder / "checkpoints").mkdir()
-        _write(folder / "recipe.yaml", text)
-        _write(
-            folder / "checkpoints" / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        )
-        _write(folder / "status.json", json.dumps({"hash": hash, "state": "running", "step": 0}))
+        write_file(folder / "recipe.yaml", text)
+        write_file(folder / "checkpoints" / "config.yaml", _yaml(config))
+        write_file(folder / "status.json", json.dumps({"hash": hash, "state": "running", "step": 0}))
         return run
 
     @classmethod
@@ -85,7 +89,7 @@ class Run:
         if rank() == 0:
             if not run._hold():
                 raise UserError(f"run: {folder} is being trained by another process; wait for it or stop it first")
-            os.environ["ZOO_RUN"] = str(run.folder.resolve())
+            run._announce()
         return run
 
     @classmethod
@@ -98,12 +102,12 @@ class Run:
         """
         if rank() > 0:
             return cls.open(os.environ["ZOO_RUN"]) if "ZOO_RUN" in os.environ else None
-        for folder in sorted(_numbered(Path(root)), key=lambda f: int(f.name), reverse=True):
+        for folder in sorted(numbered(Path(root)), key=lambda f: int(f.name), reverse=True):
             run = cls(folder)
             status = run.status
             if status.get("hash") == hash and status.get("state") != "finished" and run._hold():
                 # Not `open`: closing a second descriptor of the lock file would give the lock away.
-                os.environ["ZOO_RUN"] = str(folder.resolve())
+                run._announce()
                 return run
         return None
 
@@ -115,23 +119,51 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """{"hash", "state", "step"}; empty when it cannot be read."""
+        """{"hash", "state", "step"} and, once trained, "protocol" of its scores; empty when it cannot be read."""
         try:
             return json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
-    def mark(self, state: str, step: int) -> None:
+    def mark(self, state: str, step: int, **facts: str) -> None:
         """Write down how far the run is; only rank 0 does.
 
         Args:
             state: "running", "finished" or "interrupted".
             step: optimisation steps done.
+            **facts: what else the status shall hold from now on.
         """
         if state not in STATES:
             raise ValueError(f"Run.mark: state must be one of {', '.join(STATES)}, got {state!r}")
         if rank() == 0:
-            _write(self.folder / "status.json", json.dumps({**self.status, "state": state, "step": step}))
+            status = {**self.status, "state": state, "step": step, **facts}
+            write_file(self.folder / "status.json", json.dumps(status), force=True)
+
+    def retarget(self, config: Mapping[str, Any], hash: str) -> None:
+        """Go on with another recipe, which `newest_unfinished` finds from then on; only rank 0 does.
+
+        The recipe until now stays as checkpoints/config-until-STEP.yaml. The hash is written last: a kill on the way
+        leaves a run that can be retargeted again.
+
+        Args:
+            config: as for `create`; nothing happens when the hash is the run's own.
+            hash: as for `create`.
+        """
+        status = self.status
+        if rank() > 0 or status.get("hash") == hash:
+            return
+        log.warning("run %s was started with other settings; it goes on with those given now", self.folder)
+        current = self.folder / "checkpoints" / "config.yaml"
+        kept = current.with_name(f"config-until-{status.get('step', 0)}.yaml")
+        if current.is_file() and not kept.exists():
+            write_file(kept, current.read_bytes())
+        write_file(current, _yaml(config), force=True)
+        status |= {"hash": hash, "state": "interrupted"}
+        write_file(self.folder / "status.json", json.dumps(status), force=True)
+
+    def _announce(self) -> None:
+        """Tell the processes that this one starts."""
+        Run._announced = os.environ["ZOO_RUN"] = str(self.folder.resolve())
 
     def _hold(self) -> bool:
         """Lock the folder for this process; False when another one has it.
@@ -153,28 +185,13 @@ class Run:
         return True
 
 
+_LAUNCHED = ("RANK", "SLURM_PROCID")  # not LOCAL_RANK, which Lightning sets in its first process, too
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
 def rank() -> int:
     """This process among those of a distributed training, before torch knows it."""
     return int(next((os.environ[n] for n in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if n in os.environ), 0))
-
-
-def _numbered(root: Path) -> list[Path]:
-    return [f for f in root.iterdir() if f.name.isdigit() and f.is_dir()] if root.is_dir() else []
-
-
-def _next_folder(root: Path) -> Path:
-    number = max((int(f.name) for f in _numbered(root)), default=0)
-    while True:  # mkdir decides between processes that start at the same moment
-        number += 1
-        try:
-            (root / f"{number:04d}").mkdir()
-        except FileExistsError:
-            continue
-        return root / f"{number:04d}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file as a whole, so that a kill leaves the old or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

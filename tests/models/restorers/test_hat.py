@@ -207,6 +207,17 @@ def test_compiles_without_a_graph_break():
         ({"upscale": 5}, r"upscale 1, 2, 3, 4 or 8.*got 1, 5"),
         ({"num_heads": [5, 2]}, r"one divisor of embed_dim=12 per group.*got \[5, 2\]"),
         ({"img_size": 2}, "img_size must be at least window_size=4"),
+        ({"window_size": 0}, "window_size must be at least 1, got 0"),
+        ({"embed_dim": -12}, "embed_dim must be at least 1, got -12"),
+        ({"compress_ratio": 0}, "compress_ratio must be at least 1, got 0"),
+        ({"squeeze_factor": 13}, "squeeze_factor must be at most embed_dim=12, got 3, 13"),
+        ({"depths": [], "num_heads": []}, r"depths must list at least one group of at least one block, got \[\]"),
+        ({"depths": [2, 0]}, r"at least one block, got \[2, 0\]"),
+        ({"depths": [2]}, r"num_heads must be one divisor of embed_dim=12 per group of depths=\[2\]"),
+        ({"num_heads": [2, 0]}, r"num_heads must be one divisor of embed_dim=12"),
+        ({"mlp_ratio": -1.0}, r"embed_dim \* mlp_ratio at least 1"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate in \[0, 1\)"),
+        ({"img_range": 0.0}, "img_range above 0"),
     ],
 )
 def test_constructor_names_what_is_wrong(keywords, message):

@@ -32,6 +32,21 @@ def test_any_size_goes_in_and_the_upscaled_size_comes_out():
         assert net(torch.rand(2, 3, 7, 5)).shape == (2, 3, 7 * upscale, 5 * upscale)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_chans": 0}, "PlainConv: in_chans must be at least 1, got 0"),
+        ({"embed_dim": -3}, "embed_dim must be at least 1, got -3"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"num_feat": 0}, "num_feat must be at least 1"),
+        ({"upscale": 5}, "upscale must be 1, 2, 3, 4 or 8, got 5"),
+    ],
+)
+def test_constructor_names_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        PlainConv(**SMALL | change)
+
+
 def test_reach_is_what_the_network_says():
     net = PlainConv(**SMALL).eval()
     overlap = zoo.models.needs(net).overlap

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.layers.pixel_shuffle import Upsample, upscale_of
-from zoo.models.entry import Entry, Needs, Variant, constructor_arguments, count
+from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count
 
 
 class PlainConv(nn.Module):
@@ -23,6 +23,9 @@ class PlainConv(nn.Module):
         depth: hidden 3x3 convolutions, each followed by ReLU.
         num_feat: width of the reconstruction head.
         upscale: 1, 2, 3, 4 or 8.
+
+    Raises:
+        ValueError: a keyword is outside its range.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class PlainConv(nn.Module):
     ) -> None:
         config = constructor_arguments(locals())
         super().__init__()
+        check_sizes("PlainConv", in_chans=in_chans, embed_dim=embed_dim, depth=depth, num_feat=num_feat)
         self.config, self.upscale, self.in_chans, self.depth = config, upscale, in_chans, depth
         self.embed_dim, self.num_feat = embed_dim, num_feat
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
@@ -72,7 +76,6 @@ def _needs(network: PlainConv) -> Needs:
         upscale=network.upscale,
         in_channels=network.in_chans,
         multiple=1,
-        padding="reflect",
         dtypes=("float32", "bfloat16", "float16"),
         overlap=network.depth + 4,  # the whole receptive reach, so that tiles are exact
         bytes_per_pixel=4 * (3 * network.embed_dim + head),
