@@ -98,7 +98,7 @@ def test_pictures_are_files_first(tmp_path):
     assert np.array_equal(np.asarray(Image.open(path)), pixels)
     several = tracking.log_media([], tmp_path, "more", [pixels, pixels[..., 0]], 0)
     assert [p.name for p in several] == ["more-0.png", "more-1.png"]
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_csv_alone_never_imports_wandb(tmp_path, home, monkeypatch):

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from zoo.errors import UserError
+from zoo.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +90,9 @@ class RunTable(Logger):
                 file.write(_lines(self._columns, [row]).encode())
 
     def _rewrite(self, rows: Mapping[int, Mapping[str, str]]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
         header = {name: name for name in self._columns}
         ordered = [row for _, row in sorted(rows.items())]
-        partial.write_text(_lines(self._columns, [header, *ordered]), encoding="utf-8")
-        partial.replace(self.path)
+        write_file(self.path, _lines(self._columns, [header, *ordered]), force=True)
 
 
 def read_table(path: str | Path) -> tuple[list[dict[str, str]], list[str]]:
@@ -136,7 +134,7 @@ class CalmWandbLogger(WandbLogger):
 
         def send() -> None:
             artifact = wandb.Artifact(name, type=kind)
-            artifact.add_file(str(path))
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path))
             self.experiment.log_artifact(artifact)
 
         self._try(send)
@@ -197,13 +195,12 @@ def log_media(
     """
     several = [images] if isinstance(images, np.ndarray) else list(images)
     place = Path(folder) / "media" / f"step_{step:06d}"
-    place.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, image in enumerate(several):
         path = place / (f"{name}.png" if isinstance(images, np.ndarray) else f"{name}-{number}.png")
-        partial = path.with_name(path.name + ".partial")
-        Image.fromarray(image).save(partial, format="png")
-        paths.append(partial.replace(path))
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "png")
+        paths.append(write_file(path, stream.getvalue(), force=True))
     for logger in loggers:
         if isinstance(logger, CalmWandbLogger):
             logger.log_image(f"media/{name}", [str(path) for path in paths], max(0, step - 1))
@@ -214,7 +211,7 @@ def log_media(
 
 
 def log_artifact(loggers: Sequence[Logger], path: str | Path, name: str, kind: str = "model") -> None:
-    """Hand a file, such as the final weights, to every logger that keeps files.
+    """Hand a file or folder, such as the final weights, to every logger that keeps files.
 
     Args:
         loggers: of the run.

@@ -104,6 +104,21 @@ def test_folder_keeps_its_tree_and_a_bad_file_does_not_stop_it(restore, tmp_path
     assert "3 of 5 images restored, 2 could not be restored (named above)" in out
 
 
+def test_names_in_a_folder_never_meet_and_stay_the_same(restore, tmp_path):
+    for name in ("a.jpg", "a.png", "a_jpg.png", "a.webp", "b.jpg", "b_compare.jpg"):
+        image(tmp_path / "in" / name)
+    assert restore(tmp_path / "in", tmp_path / "out", "--compare")[0] == 0
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    results = {"a_jpg.png", "a_jpg_2.png", "a_png.png", "a_webp.png", "b.png", "b_compare_jpg.png"}
+    assert written == results | {name.replace(".png", "_compare.png") for name in results}
+    for name in ("a_jpg_2.png", "a_jpg_2_compare.png"):
+        (tmp_path / "out" / name).unlink()
+    code, out, _ = restore(tmp_path / "in", tmp_path / "out", "--skip-existing")
+    assert code == 0
+    assert "1 of 1 images restored, 5 left as found" in out, "the comparison is not taken for a result"
+    assert (tmp_path / "out" / "a_jpg_2.png").is_file()
+
+
 def test_folder_without_out_goes_beside(restore, tmp_path):
     image(tmp_path / "in/a.png")
     code, out, _ = restore(tmp_path / "in")
@@ -208,6 +223,8 @@ def test_json_names_every_file(restore, tmp_path):
         (["a.png", "b.gif"], "zoo writes .png"),
         (["a.png", "b.png", "--out", "c.png"], "both given; keep one"),
         (["a.png", "b.png", "--suffix", "_x"], "already is the whole name"),
+        (["a.png", "--suffix", "/b"], "--suffix /b: becomes part of a file name; leave out the slash"),
+        (["full", "--suffix", "/.."], "leave out the slash"),
         (["full", "b.png"], "is a file, and IN is a folder"),
         (["a.png", "--tile", "big"], "must be a number of pixels, auto or off"),
         (["a.png", "--tile", "8"], "tile must be at least"),

@@ -6,7 +6,7 @@ from PIL import Image
 
 from zoo.data import pairs as module
 from zoo.data.imresize import imresize
-from zoo.data.pairs import Entry, PairedFolder, Pairs, cache_file, open_pairs
+from zoo.data.pairs import PairedFolder, Pairs, PairSource, cache_file, open_pairs
 from zoo.errors import UserError
 
 
@@ -125,6 +125,8 @@ def test_two_folders_anywhere_and_a_template(tmp_path):
     lq = write(tmp_path / "two/deg_a.png", 4, 4)
     pairs = PairedFolder(tmp_path / "one", 2, lq=tmp_path / "two", template="deg_{}")
     np.testing.assert_array_equal(pairs[0].lq, lq)
+    with pytest.raises(UserError, match="no file has a partner"):
+        PairedFolder(tmp_path / "one", 2, lq=tmp_path / "two", template="{}{x}")
     with pytest.raises(UserError, match=r"template 'deg' must hold \{\}"):
         PairedFolder(tmp_path / "one", 2, lq=tmp_path / "two", template="deg")
 
@@ -140,6 +142,6 @@ def test_words_for_bundled_photos():
 def test_impossible_requests_are_one_sentence():
     tiny = np.zeros((3, 3, 3), np.uint8)
     with pytest.raises(UserError, match="3x3 is too small for upscale 4"):
-        Pairs("test", [Entry("a", tiny)], 4)
+        Pairs("test", [PairSource("a", tiny)], 4)
     with pytest.raises(UserError, match="channels 1 or 3, got 2 and 4"):
-        Pairs("test", [Entry("a", tiny)], 2, channels=4)
+        Pairs("test", [PairSource("a", tiny)], 2, channels=4)

@@ -279,6 +279,7 @@ def broken(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict.fromkeys("qk", torch.zeros(1, 2, 16, 0)) | {"scale": 1.0}, r"d at least 1, got \(1, 2, 16, 0\)"),
         ({"k": torch.zeros(1, 2, 15, 4)}, r"k must be .* got q \(1, 2, 16, 4\), k \(1, 2, 15, 4\)"),
         ({"v": torch.zeros(1, 1, 16, 4)}, r"v must be \(1, 2, 16, 'e'\), got \(1, 1, 16, 4\)"),
         ({"v": torch.zeros(1, 2, 16, 4).half()}, r"float like q, got torch.float32, torch.float32, torch.float16"),

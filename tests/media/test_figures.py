@@ -45,6 +45,27 @@ def test_zoom_larger_than_the_image_and_tiny_images_work():
         assert side_by_side([np.zeros(shape)] * 2, ["a", "b"], zoom=(0, 0, 64)).ndim == 3
 
 
+@pytest.mark.parametrize("size", [(32, 4000), (4000, 32), (9000, 1), (40, 60)], ids=str)
+@pytest.mark.parametrize("number", [3, 30])
+def test_no_figure_is_larger_than_4096_pixels(size, number):
+    images, labels = [np.zeros((*size, 1), np.uint8)] * number, [f"label of model {i}" for i in range(number)]
+    assert max(side_by_side(images, labels, zoom=(0, 0, 64)).shape) <= 4096
+    assert max(grid(images, labels).shape) <= 4096
+    assert max(grid(images, labels, columns=1, title="a title").shape) <= 4096
+
+
+def test_the_square_of_a_narrow_image_is_magnified_as_ever():
+    image = np.zeros((4000, 32, 3), np.float32)
+    image[2000:2016, 8:24, 0] = 1
+    figure = side_by_side([image, image], ["a", "b"], zoom=(2000, 8, 16))
+    assert count(figure, (255, 0, 0)) >= 2 * 480 * 480
+
+
+def test_images_of_a_scene_may_be_cropped_a_little_differently():
+    figure = side_by_side([np.zeros((10, 12, 3)), np.ones((45, 48, 3))], ["lq", "gt"], zoom=(29, 32, 16))
+    assert figure.shape[0] > 900
+
+
 def test_heat_map_runs_from_black_to_pale_yellow():
     gt, restored = np.zeros((1, 3, 3)), np.zeros((1, 3, 3))
     restored[0, 1], restored[0, 2] = 0.05, 0.7

@@ -145,8 +145,16 @@ def test_wrong_inputs_are_one_sentence(conv):
         restore("photo.jpg", conv)
     with pytest.raises(UserError, match=r"1 or 3 channels, got \(1, 4, 5, 5\)"):
         restore(torch.rand(1, 4, 5, 5), conv)
-    with pytest.raises(UserError, match="device 'cuda:77' is not usable"):
+    with pytest.raises(UserError, match=r"device cuda:77: torch sees \d+ CUDA devices"):
         restore(torch.rand(1, 3, 5, 5), conv, device="cuda:77")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_an_image_with_values_that_are_no_numbers_is_blamed_itself(conv, value):
+    image = torch.rand(1, 3, 5, 5)
+    image[0, 1, 2, 3] = float(value)
+    with pytest.raises(UserError, match="the image holds values that are not numbers; replace them"):
+        restore(image, conv)
 
 
 def test_broken_weights_are_not_written_as_a_black_picture():

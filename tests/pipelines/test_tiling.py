@@ -1,4 +1,6 @@
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -176,6 +178,20 @@ def test_mode_and_gradients_of_the_network_are_left_alone(conv):
     assert conv.training
     assert not conv.body[0].training
     conv.eval()
+
+
+def test_threads_that_share_a_network_get_what_they_get_alone():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 4, "img_size": 8, "num_feat": 4}
+    gates = {"conv_scale": 1.0, "compress_ratio": 1, "squeeze_factor": 2, "drop_path_rate": 0.5}
+    network = create({"family": "hat", **sizes, **gates}).train()
+    images = [noise(1, 3, 56, 48), noise(1, 3, 48, 60) / 4]
+    alone = [restore(network, image, tile=40) for image in images]
+    network.register_forward_pre_hook(lambda *_: time.sleep(0.01))  # the other thread's turn
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda image: restore(network, image, tile=40), images))
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+    assert all(module.training for module in network.modules())
 
 
 def test_dtype_and_device_of_the_image_are_kept(conv):

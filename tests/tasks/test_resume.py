@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from zoo.tasks.run import Run
 from zoo.tasks.throughput import Throughput
 
 PLACES = {"dirpath", "best_model_path", "last_model_path", "best_k_models", "kth_best_model_path"}  # of a checkpoint
+STATUS = {"hash": "tiny", "protocol": "PSNR-Y, crop 2, uint8"}
 
 
 class At(Callback):
@@ -127,7 +129,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(name, place, unbroken, tmp_p
         assert Run(folder).status["state"] == "running"
     assert train(place, folder) == 0, (place / "said.txt").read_text()
     assert differences(results(folder), unbroken) == []
-    assert Run(folder).status == {"hash": "tiny", "state": "finished", "step": 9}
+    assert Run(folder).status == STATUS | {"state": "finished", "step": 9}
 
 
 def test_worker_processes_change_nothing(place, unbroken, tmp_path):
@@ -154,7 +156,7 @@ def test_a_stopped_training_saves_its_step_and_goes_on_to_the_same_bits(number, 
     assert train(place, folder, At(hook, 4, number)) == code, (place / "said.txt").read_text()
     # In the batch: that step is finished. At its end: this step. In the validation after it: one step more.
     reached = 4 if hook == "batch end" else 5
-    assert Run(folder).status == {"hash": "tiny", "state": "interrupted", "step": reached}
+    assert Run(folder).status == STATUS | {"state": "interrupted", "step": reached}
     stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert stored["global_step"] == reached
     averages = stored["callbacks"]["EMA"]["averages"][0]["weights"]
@@ -237,7 +239,7 @@ def test_signals_are_given_back_and_accumulated_gradients_waited_for(place, tmp_
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
     assert in_child(work, place / "said.txt") == 0, (place / "said.txt").read_text()
-    assert run.status == {"hash": "tiny", "state": "finished", "step": 3}
+    assert run.status == STATUS | {"state": "finished", "step": 3}
 
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_finished_by_resuming(place, unbroken, tmp_path):
@@ -248,6 +250,37 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_finished_by_res
     assert train(place, folder) == 0, (place / "said.txt").read_text()
     assert differences(results(folder), unbroken) == []
     assert Run(folder).status["state"] == "finished"
+
+
+def test_a_killed_run_is_used_with_the_average_of_its_newest_checkpoint(place, unbroken, tmp_path):
+    folder = make_run(tmp_path).folder
+    assert train(place, folder, At("batch", 2, signal.SIGTERM)) == 143
+    assert train(place, folder, At("batch", 7, signal.SIGKILL)) == -signal.SIGKILL
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 6
+    used = models.load(str(folder)).state_dict()
+    averages = stored["callbacks"]["EMA"]["averages"][0]["weights"]
+    assert all(torch.equal(used[name.removeprefix("network.")], value) for name, value in averages.items())
+    assert train(place, folder) == 0, (place / "said.txt").read_text()
+    assert differences(results(folder), unbroken) == []
+
+
+def test_a_kill_between_weights_and_checkpoint_leaves_the_weights(place, unbroken, tmp_path):
+    folder = make_run(tmp_path).folder
+    replace = Path.replace
+
+    def killed(self, target):
+        if Path(target).name == "last.ckpt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        assert train(place, folder) == -signal.SIGKILL
+    assert Run(folder).checkpoint is None
+    assert models.load(str(folder)).upscale == 2
+    assert train(place, folder) == 0, (place / "said.txt").read_text()
+    assert differences(results(folder), unbroken) == []
 
 
 def test_checkpoints_open_without_lightning_and_without_code(place, unbroken):

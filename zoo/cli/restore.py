@@ -1,10 +1,12 @@
 """`zoo restore IN [OUT]`: an image or a folder of images through a model; what is finished is never lost."""
 
 import argparse
+import itertools
 import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from zoo.media import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoo.pipelines.tiling import Progress as Tiles
+    from zoo.pipelines.tiling import TileProgress
 
 _PROBLEM, _INTERRUPTED = 2, 130
 
@@ -86,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
     work = plan(source, sources, args.target or args.out, args.suffix, upscale)
     _check_targets(work, args)
     metadata = facts(network, dtype=dtype, tile=args.tile)
-    code = _restore_all(work, network, args, metadata)
+    try:
+        code = _restore_all(work, network, args, metadata)
+    except (UserError, OSError):  # such as a full disk: what is finished stays, and is told
+        if work.done:
+            _report(work, args, metadata, stopped=True)
+        raise
     _report(work, args, metadata, stopped=code == _INTERRUPTED)
     return code
 
@@ -102,8 +109,10 @@ def plan(source: Path, sources: list[Path], out: str | None, suffix: str | None,
         upscale: of the model, for the suffix beside the source.
 
     Raises:
-        UserError: `out` does not fit `source`.
+        UserError: `out` does not fit `source`, or `suffix` no file name.
     """
+    if Path(f"a{suffix or ''}").name != f"a{suffix or ''}":
+        raise UserError(f"--suffix {suffix}: becomes part of a file name; leave out the slash")
     beside = suffix if suffix is not None else (f"_x{upscale}" if upscale > 1 else "_restored")
     if not source.is_dir():
         folder = out is not None and (Path(out).expanduser().is_dir() or out.endswith("/") or not Path(out).suffix)
@@ -125,14 +134,27 @@ def plan(source: Path, sources: list[Path], out: str | None, suffix: str | None,
         raise UserError(f"{root}: is a file, and IN is a folder; name a folder for the results")
     if root.resolve() != top:  # what an earlier run put below IN is no source
         sources = [path for path in sources if not path.resolve().is_relative_to(root.resolve())]
-    plain = [root / path.relative_to(source).with_name(f"{path.stem}{suffix or ''}.png") for path in sources]
-    often = Counter(plain)
-    pairs = []
-    for path, target in zip(sources, plain, strict=True):
-        if often[target] > 1:  # a.jpg and a.png
-            target = target.with_name(f"{path.stem}_{path.suffix[1:]}{suffix or ''}.png")
-        pairs.append((path, target))
-    return Work(pairs, root)
+    plain = {path: root / path.relative_to(source).with_name(f"{path.stem}{suffix or ''}.png") for path in sources}
+    often = Counter(plain.values())
+    targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for path in sorted(sources, key=lambda path: often[plain[path]] > 1):  # who has a name alone keeps it
+        for target in _names(path, plain[path], suffix or "", alone=often[plain[path]] == 1):
+            files = {target, _compare_name(target)}  # also without --compare, which shall rename nothing
+            if not files & taken:
+                break
+        targets[path] = target
+        taken |= files
+    return Work([(path, targets[path]) for path in sources], root)
+
+
+def _names(source: Path, plain: Path, suffix: str, *, alone: bool) -> Iterator[Path]:
+    """What the result of `source` may be called: a.png; where a.jpg and a.png meet, a_jpg.png; then a_jpg_2.png, ..."""
+    if alone:
+        yield plain
+    for number in itertools.count(1):
+        counted = f"_{number}" if number > 1 else ""
+        yield plain.with_name(f"{source.stem}_{source.suffix[1:]}{counted}{suffix}.png")
 
 
 def _sources(source: Path) -> list[Path]:
@@ -152,15 +174,11 @@ def _check_targets(work: Work, args: argparse.Namespace) -> None:
     if args.force and args.skip_existing:
         raise UserError("restore: --force replaces what --skip-existing leaves alone; keep one of them")
     originals = {path.resolve() for path, _ in work.pairs}
-    written: set[Path] = set()
     for path, target in work.pairs:
         check_output(target)
         for file in (target, _compare_name(target)) if args.compare else (target,):
             if file.resolve() in originals:
                 raise UserError(f"{path}: the result {file} would replace an input; name another OUT or a --suffix")
-            if file in written:
-                raise UserError(f"{path}: another input of this folder also becomes {file}; rename one of them")
-            written.add(file)
     taken = [target for _, target in work.pairs if target.exists()]
     if args.skip_existing:
         work.skipped = len(taken)
@@ -207,7 +225,7 @@ def _restore_all(work: Work, network: "nn.Module", args: argparse.Namespace, met
 
 
 def _restored(
-    source: Path, target: Path, network: "nn.Module", args: argparse.Namespace, tiles: "Tiles"
+    source: Path, target: Path, network: "nn.Module", args: argparse.Namespace, tiles: "TileProgress"
 ) -> tuple[Picture, Picture]:
     """The picture and what the model makes of it."""
     from zoo.pipelines.restoring import restore_picture
@@ -248,7 +266,7 @@ def _comparison(picture: Picture, restored: Picture, model: str) -> np.ndarray:
     bicubic = np.asarray(Image.fromarray(before).resize(size, Image.Resampling.BICUBIC))
     change = np.abs(bicubic.astype(np.float32) - after).mean(axis=2)
     labels = [f"input, {width}x{height}", f"bicubic, {size[0]}x{size[1]}", f"{model}, {size[0]}x{size[1]}"]
-    return side_by_side([before, bicubic, after], labels, zoom=hot_spot(change, 64))
+    return side_by_side([before, bicubic, after], labels, zoom=hot_spot(change, 128))
 
 
 def _on_white(picture: Picture) -> np.ndarray:
@@ -275,7 +293,7 @@ def _report(work: Work, args: argparse.Namespace, metadata: dict[str, str], *, s
     parts = [f"{len(work.done)} of {len(work.pairs)} images restored"]
     parts += [f"{work.skipped} left as found"] if work.skipped else []
     parts += [f"{len(work.failed)} could not be restored (named above)"] if work.failed else []
-    parts += ["stopped by Ctrl-C: --skip-existing goes on from here"] if stopped else []
+    parts += ["stopped: --skip-existing goes on from here"] if stopped else []
     print(f"{work.where}: {', '.join(parts)} ({how})")
 
 

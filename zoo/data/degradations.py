@@ -11,24 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.data.blur import filter2d, usm
 from zoo.data.imresize import imresize
-from zoo.data.jpeg import diffjpeg, jpeg
+from zoo.data.jpeg import jpeg
 from zoo.errors import UserError
-
-__all__ = [
-    "Bicubic",
-    "Degradation",
-    "Jpeg",
-    "Noise",
-    "add_noise",
-    "augment",
-    "diffjpeg",
-    "filter2d",
-    "imresize",
-    "jpeg",
-    "usm",
-]
 
 
 class Degradation(ABC):

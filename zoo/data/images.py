@@ -1,6 +1,7 @@
 """Collections of image files that report what they hold: sizes, damaged files, files without a partner."""
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from zoo.errors import UserError
-from zoo.media import list_images, read_image, to_uint8
+from zoo.media import read_image, to_uint8, to_unit
 
 logger = logging.getLogger(__name__)
 Sample = TypeVar("Sample")
 _Read = TypeVar("_Read")
 KEEP_BYTES = 512 * 2**20  # collections whose decoded pixels fit into this are read once and stay in memory
 _LISTED = 20  # names in one log line or report
+_TAIL = 2**16  # bytes at the end of a PNG that are searched for an orientation
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Collection(ABC, Generic[Sample]):
     """Named samples. Damaged ones are left out, named in one warning and counted in the report; they never crash.
 
     Headers of all files are read at the start. When all pixels fit into `keep` bytes everything is decoded then, too;
-    otherwise a file that turns out damaged later is replaced by the next readable sample.
+    otherwise a file may turn out damaged later: whoever iterates gets the samples but this one.
 
     Args:
         source: where the samples come from, for messages.
@@ -108,27 +112,57 @@ class Collection(ABC, Generic[Sample]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`, or the next readable one when its file turns out damaged only now."""
-        for place in range(index, index + len(self.names)):
-            name = self.names[place % len(self.names)]
-            if name in self._kept:
-                return self._kept[name]
-            known = name in self._unreadable
-            sample = None if known else self._try(self._load, name)
-            if sample is not None:
-                return sample
-            if not known:
-                logger.warning("%s: %s is left out from now on: %s", self.source, name, self._unreadable[name])
-        raise UserError(f"{self.source}: none of its {len(self.names)} images can be read; get the files again")
+        """Sample `index`.
+
+        Raises:
+            UserError: its file turned out damaged only now.
+        """
+        sample, name = self._read(index), self.names[index]
+        if sample is None:
+            raise UserError(f"{self.source}: {name} is left out: {self._unreadable[name]}")
+        return sample
 
     def __iter__(self) -> Iterator[Sample]:
-        """All samples in order."""
-        return (self[index] for index in range(len(self)))
+        """All samples in order, without those that turn out damaged; UserError when none is left."""
+        found = False
+        for index in range(len(self)):
+            if (sample := self._read(index)) is not None:
+                found = True
+                yield sample
+        if not found:
+            raise self._nothing()
+
+    def readable(self, index: int) -> Sample:
+        """Sample `index`, or the next one that can be read: for random draws, which need one and do not care which.
+
+        Raises:
+            UserError: no sample can be read any more.
+        """
+        places = (place % len(self) for place in range(index, index + len(self)))
+        sample = next((sample for place in places if (sample := self._read(place)) is not None), None)
+        if sample is None:
+            raise self._nothing()
+        return sample
 
     def report(self) -> Report:
         """Count, sizes and everything that was left out so far, as this process knows it."""
         good = [size for name, size in zip(self.names, self.sizes, strict=True) if name not in self._unreadable]
         return Report(self.source, len(good), Counter(good), dict(self._unreadable))
+
+    def _read(self, index: int) -> Sample | None:
+        """Sample `index`, or None and one warning when its file is damaged."""
+        name = self.names[index]
+        if name in self._kept or name in self._unreadable:
+            return self._kept.get(name)
+        sample = self._try(self._load, name)
+        if sample is None:
+            lost = sum(each in self._unreadable for each in self.names)
+            why = self._unreadable[name]
+            logger.warning("%s: %s is left out from now on, %d of %d: %s", self.source, name, lost, len(self), why)
+        return sample
+
+    def _nothing(self) -> UserError:
+        return UserError(f"{self.source}: none of its {len(self)} images can be read; get the files again")
 
     def _try(self, read: Callable[[str], _Read], name: str) -> _Read | None:
         try:
@@ -136,36 +170,6 @@ class Collection(ABC, Generic[Sample]):
         except (UserError, OSError) as error:
             self._unreadable[name] = str(error)
             return None
-
-
-class ImageFolder(Collection[np.ndarray]):
-    """The images of a folder as uint8 (h, w, c), in natural order; transparency is ignored.
-
-    Args:
-        root: the folder.
-        recursive: take sub-folders, too; names then hold their path.
-        channels: 3 = RGB, gray repeated; 1 = gray, colour as rounded BT.601 luma of 16 to 235.
-        keep: memory for decoded pixels in bytes.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        UserError: it holds no readable image.
-    """
-
-    def __init__(self, root: str | Path, *, recursive: bool = False, channels: int = 3, keep: int = KEEP_BYTES) -> None:
-        self.channels = channels
-        root = Path(root)
-        self.paths = {path.relative_to(root).as_posix(): path for path in list_images(root, recursive)}
-        super().__init__(str(root), list(self.paths), keep=keep)
-
-    def _probe(self, name: str) -> tuple[int, int]:
-        return size_of(self.paths[name])
-
-    def _load(self, name: str) -> np.ndarray:
-        return read_uint8(self.paths[name], self.channels)
-
-    def _bytes_per_pixel(self) -> int:
-        return self.channels
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -179,9 +183,10 @@ def size_of(path: Path) -> tuple[int, int]:
         raise UserError("empty file (0 bytes); get it again")
     try:
         with Image.open(path) as image:
-            # Asking a PNG for EXIF would decode it, as the chunk may stand at the end; hardly any PNG is turned.
-            turned = image.format != "PNG" and image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
             width, height = image.size
+            if image.format == "TIFF":  # some versions of Pillow have turned this size already, some have not
+                width, height = (image.tag_v2[tag] for tag in (256, 257))  # pyright: ignore
+            turned = _exif(path, image).get(0x0112, 1) >= 5  # orientations that swap the sides
             return (width, height) if turned else (height, width)
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError, TypeError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
@@ -189,8 +194,19 @@ def size_of(path: Path) -> tuple[int, int]:
         raise UserError("not an image that can be read; get the file again or remove it") from error
 
 
+def _exif(path: Path, image: Image.Image) -> Image.Exif:
+    """What an opened file says of itself. A PNG decodes all its pixels when asked, as more may stand behind them."""
+    if image.format != "PNG":
+        return image.getexif()
+    with path.open("rb") as file:
+        file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
+        end = file.read()
+    late = any(word in end for word in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp"))
+    return image.getexif() if late else Image.Image.getexif(image)
+
+
 def read_uint8(path: Path, channels: int) -> np.ndarray:
-    """Decode to uint8 (h, w, channels); see `ImageFolder` for what becomes of gray and colour.
+    """Decode to uint8 (h, w, channels); see `as_channels` for what becomes of gray and colour.
 
     Raises:
         UserError: damaged or not an image.
@@ -207,6 +223,16 @@ def as_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
         return np.repeat(pixels, 3, axis=2)
     luma = pixels @ np.array([65.481, 128.553, 24.966]) / 255 + 16
     return luma.round().astype(np.uint8)[..., None]
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(h, w, c), uint8 or float in [0, 1], as float32 (c, h, w) in [0, 1]."""
+    return torch.from_numpy(to_unit(image)).permute(2, 0, 1).contiguous()  # c h w
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """(c, h, w) on any device as float32 (h, w, c), clamped to [0, 1]; what is not a number becomes 0."""
+    return image.detach().float().nan_to_num().clamp(0, 1).permute(1, 2, 0).cpu().numpy()  # h w c
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -49,6 +49,19 @@ def imresize(x: Image, scale: float, *, antialias: bool = True) -> Image:
     return y.clip(0, 255).round().astype(np.uint8) if x.dtype == np.uint8 else y.astype(x.dtype)
 
 
+def enlarged(lq: Tensor, upscale: int) -> Tensor:
+    """An input at the size of its ground truth, in float64: the baseline that every restorer has to beat.
+
+    Args:
+        lq: (b, c, h, w) or (c, h, w), floating.
+        upscale: gt size over lq size; 1 = `lq` itself.
+
+    Returns:
+        (b, c, h * upscale, w * upscale), dtype and device of `lq`, not clamped.
+    """
+    return lq if upscale == 1 else imresize(lq.cpu().double(), upscale).to(lq)  # not every device has float64
+
+
 def _wide(dtype: np.dtype) -> type:
     return np.float32 if dtype in (np.float32, np.float16) else np.float64
 

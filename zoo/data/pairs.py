@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from zoo.data.imresize import imresize
 from zoo.data.layouts import find, locate, match
 from zoo.data.photos import load
 from zoo.errors import UserError
+from zoo.files import cache_folder
 from zoo.media import list_images, write_image
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class PairSource:
     """Where a pair comes from: files, or pixels in memory; without lq it is made from gt."""
 
     name: str
@@ -61,7 +61,7 @@ class Pairs(Collection[Pair]):
     def __init__(
         self,
         source: str,
-        entries: Sequence[Entry],
+        entries: Sequence[PairSource],
         upscale: int,
         *,
         channels: int = 3,
@@ -137,7 +137,7 @@ class Pairs(Collection[Pair]):
             lq = self._made(entry, gt) if self.upscale > 1 else gt
         return Pair(name, np.ascontiguousarray(lq[: h // self.upscale, : w // self.upscale]), gt)
 
-    def _made(self, entry: Entry, gt: np.ndarray) -> np.ndarray:
+    def _made(self, entry: PairSource, gt: np.ndarray) -> np.ndarray:
         path = None
         if isinstance(entry.gt, Path) and not self.in_memory:
             path = cache_file(entry.gt, self.upscale, self.channels)
@@ -199,7 +199,7 @@ class PairedFolder(Pairs):
             found = match(gt_files, lq_files, upscale, f"{root.name} + {Path(lq).name}", template)
         super().__init__(
             str(root),
-            [Entry(files.name, files.gt, files.lq) for files in found.files],
+            [PairSource(files.name, files.gt, files.lq) for files in found.files],
             upscale,
             channels=channels,
             keep=keep,
@@ -231,18 +231,19 @@ def open_pairs(
         FileNotFoundError: a folder or scikit-image is missing.
         UserError: nothing usable is found.
     """
+    if split not in ("train", "valid"):
+        raise UserError(f"data: split must be train or valid, got {split!r}")
     if source in ("photos", "demo"):
-        if lq is not None:
-            raise UserError(f"data: {source} have no lq folder; remove lq, or give a folder as source")
+        if lq is not None or template is not None:
+            raise UserError(f"data: {source} have no lq folder; remove lq and template, or give a folder as source")
         name = "demo" if source == "demo" else {"train": "train", "valid": "validation"}[split]
-        entries = [Entry(photo.name, photo.pixels) for photo in load(name)]
+        entries = [PairSource(photo.name, photo.pixels) for photo in load(name)]
         return Pairs(f"{source} ({name})", entries, upscale, channels=channels)
     return PairedFolder(source, upscale, lq=lq, template=template, split=split, channels=channels)
 
 
 def cache_file(gt: Path, upscale: int, channels: int) -> Path:
     """Where the lq made from file `gt` is kept; another size or time of the file gives another name."""
-    base = os.environ.get("ZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoo"
     about = gt.stat()
     text = f"{gt.resolve()}|{about.st_size}|{about.st_mtime_ns}|{upscale}|{channels}"
-    return Path(base) / "lq" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.png"
+    return cache_folder() / "lq" / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.png"

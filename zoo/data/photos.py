@@ -48,11 +48,6 @@ class Photo:
     name: str
     pixels: np.ndarray
 
-    @property
-    def gray(self) -> bool:
-        """Whether the photo has one channel; networks for colour get it three times."""
-        return self.pixels.shape[2] == 1
-
 
 def files(split: str) -> list[Path]:
     """Where the photos of `split` lie, in their fixed order.

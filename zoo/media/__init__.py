@@ -4,7 +4,7 @@ Everything in memory is RGB or gray, upright, float in [0, 1], height before wid
 """
 
 from .figures import grid, heat_map, hot_spot, side_by_side
-from .files import IMAGE_SUFFIXES, MAX_PIXELS, check_output, list_images, read_image, write_bytes, write_image
+from .files import IMAGE_SUFFIXES, MAX_PIXELS, check_output, list_images, read_image, write_image
 from .pixels import Picture, from_pil, to_pil, to_uint8, to_unit
 
 __all__ = [
@@ -22,6 +22,5 @@ __all__ = [
     "to_pil",
     "to_uint8",
     "to_unit",
-    "write_bytes",
     "write_image",
 ]

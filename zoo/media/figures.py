@@ -1,4 +1,4 @@
-"""Labelled figures: grids, one scene side by side with a magnified square, error heat maps."""
+"""Labelled figures of at most 4096 pixels a side: grids, one scene side by side with a magnified square, heat maps."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,10 @@ from .pixels import to_uint8, to_unit
 
 _PAPER, _INK, _FAINT, _MARK = "#ffffff", "#1a1a1a", "#d0d0d0", "#ffd23f"
 _MARGIN, _GAP = 16, 12  # pixels around the sheet, between cells
+_LONGEST = 300  # characters of a label
 _SMALLEST, _LARGEST, _COLUMN = 192, 768, 480  # longest side of a grid cell; width of a column side by side
+_TALLEST, _NARROWEST = 1920, 96  # an overview side by side; a column, which its label must fit into
+_LIMIT = 4096  # either side of a sheet
 
 
 def grid(
@@ -31,13 +34,15 @@ def grid(
         ValueError: not one label per image.
     """
     cells = _cells("grid", images, labels)
-    target = min(max(_SMALLEST, *(max(cell.size) for cell in cells)), _LARGEST)
+    across = min(columns or math.ceil(len(cells) ** 0.5), len(cells))
+    room = _room(max(across, math.ceil(len(cells) / across)))
+    target = min(max(_SMALLEST, *(max(cell.size) for cell in cells)), _LARGEST, room)
     fitted = []
     for cell in cells:
         longest = max(cell.size)
         ratio = target // longest if longest <= target else target / longest
         fitted.append(_resized(cell, max(1, round(cell.width * ratio)), max(1, round(cell.height * ratio))))
-    return _sheet(fitted, labels, columns or math.ceil(len(cells) ** 0.5), title)
+    return _sheet(fitted, labels, across, title)
 
 
 def side_by_side(
@@ -63,16 +68,17 @@ def side_by_side(
     cells = _cells("side_by_side", images, labels)
     width, height = max((cell.size for cell in cells), key=math.prod)
     size = min(zoom[2], width, height) if zoom else 1
-    column = max(1, round(_COLUMN / size)) * size  # a whole number of dots for every pixel of the square
-    row = max(1, round(column * height / width))
-    overview, strip = [_resized(cell, column, row) for cell in cells], []
+    # A whole number of dots for every pixel of the square; fewer where many columns share the sheet.
+    column = max(1, min(round(_COLUMN / size), _room(len(cells)) // size)) * size
+    ratio = min(column / width, _TALLEST / height)
+    overview = [_resized(cell, max(1, round(width * ratio)), max(1, round(height * ratio))) for cell in cells]
+    strip = []
     if zoom:
         top, left, _ = zoom
         for cell in cells:
-            ratio = cell.width / width
-            box = (left * ratio, top * ratio, (left + size) * ratio, (top + size) * ratio)
+            across, down = cell.width / width, cell.height / height
+            box = (left * across, top * down, (left + size) * across, (top + size) * down)
             strip.append(cell.resize((column, column), Image.Resampling.NEAREST, box=box))
-        ratio = column / width
         frame = [round(v * ratio) for v in (left, top, left + size, top + size)]
         for cell in overview:
             pen = ImageDraw.Draw(cell)
@@ -121,11 +127,15 @@ def _resized(cell: Image.Image, width: int, height: int) -> Image.Image:
     return cell.resize((width, height), Image.Resampling.NEAREST if grow else Image.Resampling.LANCZOS)
 
 
+def _room(number: int) -> int:
+    """Pixels for each of so many cells beside or above each other."""
+    return max(1, (_LIMIT - 2 * _MARGIN) // number - _GAP)
+
+
 def _sheet(cells: list[Image.Image], labels: Sequence[str], columns: int, title: str | None) -> np.ndarray:
-    """Place equally wide cells in rows; a row without labels gets no space for them."""
+    """Place cells in rows; a row without labels gets no space for them. Beyond the limit the whole is shrunk."""
     font, big = ImageFont.load_default(15), ImageFont.load_default(20)
-    columns = min(columns, len(cells))
-    width = max(cell.width for cell in cells)
+    width = max(_NARROWEST, *(cell.width for cell in cells))
     rows = [range(start, min(start + columns, len(cells))) for start in range(0, len(cells), columns)]
     texts = [_wrapped(label, font, width) for label in labels]
     line, big_line = 20, 26
@@ -147,12 +157,14 @@ def _sheet(cells: list[Image.Image], labels: Sequence[str], columns: int, title:
             pen.rectangle((x - 1, top - 1, x + cells[i].width, top + cells[i].height), outline=_FAINT)
             sheet.paste(cells[i], (x, top))
         y += space + height + _GAP
+    sheet.thumbnail((_LIMIT, _LIMIT), Image.Resampling.LANCZOS)  # only ever shrinks
     return np.asarray(sheet)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break `text` at spaces, and inside words only when a word alone is too wide."""
+    """Break `text` at spaces, and inside words only when a word alone is too wide; very long texts are cut off."""
     lines: list[str] = []
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"

@@ -1,10 +1,8 @@
-"""Image files: decoding that refuses what it cannot do justice to, and writing that never loses anything."""
+"""Image files: decoding that refuses what it cannot do justice to, and encoding by the name of the output."""
 
-import errno
 import io
 import os
 import re
-import secrets
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
 from zoo.errors import UserError
+from zoo.files import write_file
 
 from .pixels import Picture, decode, to_pil, to_uint16, to_unit
 
@@ -60,7 +59,6 @@ def write_image(
     bits: int | None = None,
     metadata: dict[str, str] | None = None,
     force: bool = False,
-    alpha: np.ndarray | None = None,
 ) -> Path:
     """Encode by the suffix (PNG, JPEG 4:4:4 at quality 95, lossless WebP, TIFF) and put the whole file in place.
 
@@ -70,7 +68,6 @@ def write_image(
         bits: 8 or 16 (PNG only); None = the depth of the Picture, 8 for an array.
         metadata: names and texts: PNG text chunks, in other formats the EXIF description.
         force: replace a file that exists.
-        alpha: opacity (h, w), for an array.
 
     Raises:
         FileExistsError: `path` exists and `force` is False.
@@ -78,7 +75,7 @@ def write_image(
     """
     path = Path(path)
     if not isinstance(picture, Picture):
-        picture = Picture(to_unit(picture), None if alpha is None else to_unit(alpha)[..., 0])
+        picture = Picture(to_unit(picture))
     check_output(path, bits=bits or picture.bits, alpha=picture.alpha is not None)
     picture = Picture(picture.pixels, picture.alpha, bits or picture.bits, picture.info)
     if picture.pixels.ndim != 3 or picture.pixels.shape[2] not in (1, 3) or 0 in picture.pixels.shape:
@@ -89,7 +86,7 @@ def write_image(
     except (OSError, ValueError) as error:  # such as a side above 16383 for WebP
         height, width = picture.pixels.shape[:2]
         raise UserError(f"{path}: the format refuses {width}x{height} ({error}); name the output .png") from error
-    return write_bytes(path, data, force=force)
+    return write_file(path, data, force=force)
 
 
 def check_output(path: Path, *, bits: int = 8, alpha: bool = False) -> None:
@@ -105,37 +102,6 @@ def check_output(path: Path, *, bits: int = 8, alpha: bool = False) -> None:
         raise UserError(f"{path}: only PNG keeps 16 bits here; name the output .png")
     if alpha and kind == "JPEG":
         raise UserError(f"{path}: JPEG has no transparency; name the output .png or .webp")
-
-
-def write_bytes(path: str | Path, data: bytes, *, force: bool = False) -> Path:
-    """Put `data` at `path` whole or not at all, never replacing a file unless `force`; folders are made.
-
-    Raises:
-        FileExistsError: `path` exists and `force` is False, also when it appeared meanwhile.
-        UserError: no space is left, or the place is not writable.
-    """
-    path = Path(path)
-    taken = FileExistsError(f"{path}: exists already; pass --force to replace it, or name another output")
-    if path.exists() and not force:
-        raise taken
-    part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            if force:
-                part.replace(path)
-            else:
-                _publish_new(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        if isinstance(error, FileExistsError) and path.exists():
-            raise taken from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no space left for {len(data):,} bytes; free some or write elsewhere") from error
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    return path
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
@@ -195,17 +161,6 @@ def _header(path: Path, file: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
             f"(ffmpeg -i {path.name} frames/%04d.png) and give that folder"
         )
     return image
-
-
-def _publish_new(part: Path, path: Path) -> None:
-    """Give `part` its final name without replacing a file that another process made in the meantime."""
-    try:
-        os.link(part, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: reserve the name, then move onto it
-        path.open("xb").close()
-        part.replace(path)
 
 
 def _encoded(picture: Picture, path: Path, texts: dict[str, str]) -> bytes:

@@ -15,6 +15,7 @@ from zoo.media import Picture, from_pil, to_pil
 from zoo.models import load, needs
 from zoo.models.weights import tensor_hash
 from zoo.pipelines import tiling
+from zoo.pipelines.devices import torch_device
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def restore(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
-    progress: tiling.Progress | None = None,
+    progress: tiling.TileProgress | None = None,
 ) -> Image.Image | Tensor:
     """Restore one image, or a batch of equally large ones.
 
@@ -70,11 +71,11 @@ def prepare(model: str | Path | nn.Module, *, device: str = "auto", dtype: str =
         UserError: unknown model, refused dtype, or no such device.
     """
     if isinstance(model, nn.Module):
-        network = model if device == "auto" else model.to(_device(device))
+        network = model if device == "auto" else model.to(torch_device(device))
     elif isinstance(model, str) and model in shipped.index():
-        network = _shipped(model, str(_device(device)))
+        network = _shipped(model, str(torch_device(device)))
     else:
-        network = load(model).to(_device(device))
+        network = load(model).to(torch_device(device))
     tiling.check_dtype(network, dtype)
     return network
 
@@ -86,7 +87,7 @@ def restore_tensor(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
-    progress: tiling.Progress | None = None,
+    progress: tiling.TileProgress | None = None,
 ) -> Tensor:
     """As `restore`, for a tensor and a prepared network.
 
@@ -96,6 +97,8 @@ def restore_tensor(
     channels, wanted = image.shape[1] if image.ndim == 4 else 0, needs(network).in_channels
     if channels not in (1, 3):
         raise UserError(f"restore takes (b, c, h, w) with 1 or 3 channels, got {tuple(image.shape)}")
+    if not torch.isfinite(image).all():
+        raise UserError("restore: the image holds values that are not numbers; replace them, say by torch.nan_to_num")
     lq = image
     if channels < wanted:
         lq = image.expand(-1, wanted, -1, -1)
@@ -106,7 +109,7 @@ def restore_tensor(
     with torch.autocast(first.device.type, precision, enabled=precision != torch.float32):
         out = tiling.restore(network, lq, tile=tile, overlap=overlap, progress=progress)
     if not torch.isfinite(out).all():
-        remedy = "its weights are damaged" if dtype == "float32" else "use --dtype float32"
+        remedy = "its weights are damaged, fetch them again" if dtype == "float32" else "use --dtype float32"
         raise UserError(f"{type(network).__name__} returned values that are not numbers in {dtype}; {remedy}")
     if channels < wanted:
         out = out.mean(1, keepdim=True)
@@ -122,7 +125,7 @@ def restore_picture(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
-    progress: tiling.Progress | None = None,
+    progress: tiling.TileProgress | None = None,
 ) -> Picture:
     """As `restore`, for a decoded file and a prepared network; depth, profile and text are kept.
 
@@ -178,14 +181,3 @@ def _surroundings(image: Tensor, known: Tensor) -> Tensor:
 def _shipped(name: str, device: str) -> nn.Module:
     """Shipped weights are small and never change; repeated calls of `zoo.restore` need not read them again."""
     return load(name).to(device)
-
-
-def _device(text: str) -> torch.device:
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {text!r} is not usable here; choose another, or auto") from error
-    return device

@@ -8,9 +8,11 @@ Means over the whole image, which channel attention needs, are found in passes o
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,16 @@ from zoo.pipelines.means import Means
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # tiles run, tiles to run in all; begins anew when the tiles become smaller
+TileProgress = Callable[[int, int], None]  # tiles run, tiles to run in all; begins anew when the tiles become smaller
 _FEATHER = 8  # width of the cross-faded band, input pixels
 _ADVANCE = 16  # what the smallest tile adds to its neighbour; below, nearly all work would be context
+_GUARD = threading.Lock()
+_BUSY: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # held while a network restores
 _SHARE = 0.5  # of the free memory: needs().bytes_per_pixel is an estimate, and other programs want to live
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """Where the tiles lie.
 
     Attributes:
@@ -53,13 +57,13 @@ def restore(
     *,
     tile: int | str | None = "auto",
     overlap: int | None = None,
-    progress: Progress | None = None,
+    progress: TileProgress | None = None,
     batch: int = 1,
 ) -> Tensor:
     """Run `network` on an image of any size, without gradients and in eval mode.
 
     Args:
-        network: one of zoo's restorers; it stays on its device and keeps its mode.
+        network: one of zoo's restorers; it stays on its device and keeps its mode. Threads that share it take turns.
         image: (b, c, h, w) in [0, 1], on any device; it goes to the network's device tile by tile.
         tile: largest side of what the network sees at once, input pixels; None = always the whole image;
             "auto" = the whole image if the free memory suffices, else the largest tile that it does suffice for.
@@ -165,7 +169,7 @@ def _first_side(
     return side
 
 
-def _plan(size: Sequence[int], side: int, overlap: int, multiple: int) -> Plan:
+def _plan(size: Sequence[int], side: int, overlap: int, multiple: int) -> TilePlan:
     """Equal tiles evenly spread on the grid of `multiple`: few as `side` allows, then small as their number allows."""
     shared = _round_up(2 * overlap + _FEATHER, multiple)
     sizes, starts = [], []
@@ -175,7 +179,7 @@ def _plan(size: Sequence[int], side: int, overlap: int, multiple: int) -> Plan:
         spare = length - small
         sizes.append(small)
         starts.append(tuple(spare * i // max(1, steps) // multiple * multiple for i in range(steps + 1)))
-    return Plan((sizes[0], sizes[1]), (starts[0], starts[1]))
+    return TilePlan((sizes[0], sizes[1]), (starts[0], starts[1]))
 
 
 def _weights(starts: Sequence[int], size: int, length: int, overlap: int, upscale: int) -> Tensor:
@@ -198,7 +202,13 @@ def _weights(starts: Sequence[int], size: int, length: int, overlap: int, upscal
 
 
 def _run(
-    network: nn.Module, image: Tensor, plan: Plan, overlap: int, upscale: int, batch: int, progress: Progress | None
+    network: nn.Module,
+    image: Tensor,
+    plan: TilePlan,
+    overlap: int,
+    upscale: int,
+    batch: int,
+    progress: TileProgress | None,
 ) -> Tensor:
     report = progress or (lambda done, total: None)
     corners = plan.corners
@@ -241,15 +251,21 @@ def _run(
 
 @contextmanager
 def _evaluating(network: nn.Module):  # noqa: ANN202
-    """Eval mode without gradients; afterwards every module has the mode that it had."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.no_grad():  # not inference_mode: what a network caches must stay usable in training
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    """Eval mode without gradients; afterwards every module has the mode that it had.
+
+    One thread at a time: mode and means are kept in the network, which others may share.
+    """
+    with _GUARD:
+        busy = _BUSY.setdefault(network, threading.RLock())
+    with busy:
+        training = [module for module in network.modules() if module.training]
+        network.eval()
+        try:
+            with torch.no_grad():  # not inference_mode: what a network caches must stay usable in training
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
 
 def _place(network: nn.Module) -> tuple[torch.device, torch.dtype | None]:

@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -10,12 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from zoo import tracking
-from zoo.models import weights
 from zoo.tasks.checkpoints import replaced
 from zoo.tasks.ema import averaged
 from zoo.tasks.run import Run, rank
 
-__all__ = ["Run", "SaveOnSignal", "write_weights"]
+__all__ = ["Run", "SaveOnSignal", "write_run_weights"]
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ EXIT_CODES = {"SIGTERM": 143, "SIGINT": 130}  # what a shell reports for a proce
 
 
 class SaveOnSignal(Checkpoint):
-    """Keeps a run resumable: its status, its weights file, and a checkpoint when somebody asks the process to stop.
+    """Keeps a run resumable: its status, weights with every checkpoint, and one when somebody asks the process to stop.
 
     SIGTERM and Ctrl-C: finish the optimisation step, save checkpoints/last.ckpt and weights.safetensors, exit with 143
     or 130. A second Ctrl-C stops at once and leaves the last checkpoint. SIGUSR1: save and go on; it is left alone
@@ -57,9 +57,10 @@ class SaveOnSignal(Checkpoint):
         self._listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, and say that the run is under way."""
+        """Listen, and say that the run is under way and how it is measured."""
         self._listen(trainer)
-        self.run.mark("running", trainer.global_step)
+        protocol = str(getattr(pl_module, "protocol", "no protocol"))
+        self.run.mark("running", trainer.global_step, protocol=protocol)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Leave, when the step before was the last one: by now its metrics are logged."""
@@ -91,7 +92,7 @@ class SaveOnSignal(Checkpoint):
         if asked is None:
             return
         self._asked = None
-        self._save(trainer, pl_module)
+        self._save(trainer)
         if asked in EXIT_CODES:
             self.run.mark("interrupted", trainer.global_step)
             log.info("%s: saved step %d, leaving", asked, trainer.global_step)
@@ -118,11 +119,14 @@ class SaveOnSignal(Checkpoint):
             self._finish(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Make a resumed run repeat the validation that is due at this step.
+        """Write the weights file first, and make a resumed run repeat the validation that is due at this step.
 
         Lightning would take it as done, yet the process may be killed before or in it. Its loop repeats a validation
         that the counters show as begun and not finished; metrics of the same step replace each other in the table.
+
+        The weights go first, so that a kill between the two leaves no checkpoint whose average nobody can load.
         """
+        write_run_weights(self.run, pl_module)
         progress = checkpoint["loops"]["fit_loop"].get("epoch_loop.val_loop.batch_progress")
         if progress is not None:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
@@ -130,15 +134,14 @@ class SaveOnSignal(Checkpoint):
         if trainer.is_global_zero:
             self.run.mark(self.run.status.get("state", "running"), trainer.global_step)
 
-    def _save(self, trainer: Trainer, module: LightningModule) -> None:
+    def _save(self, trainer: Trainer) -> None:
         with replaced(trainer, self.run.folder / "checkpoints" / "last.ckpt") as partial:
             trainer.save_checkpoint(partial)
-        write_weights(self.run, module)
 
     def _finish(self, trainer: Trainer, module: LightningModule) -> None:
-        write_weights(self.run, module)
-        file = self.run.folder / "weights.safetensors"
-        tracking.log_artifact(trainer.loggers, file, f"weights-{self.run.folder.resolve().name}")
+        written = write_run_weights(self.run, module)
+        if written is not None:
+            tracking.log_artifact(trainer.loggers, written, f"weights-{self.run.folder.resolve().name}")
         self.run.mark("finished", trainer.global_step)
 
     def _leave(self, trainer: Trainer) -> None:
@@ -168,11 +171,12 @@ class SaveOnSignal(Checkpoint):
             self._asked = name
 
 
-def write_weights(run: Run, module: LightningModule) -> None:
-    """Write weights.safetensors of a run from `module.network`: the average where there is one. Rank 0 only."""
-    if rank() == 0:
-        with averaged(module):
-            weights.write_weights(run.folder / "weights.safetensors", module.network, force=True)  # pyright: ignore
+def write_run_weights(run: Run, module: LightningModule) -> Path | None:
+    """Write what a run is made for, from the average where there is one. Rank 0 only."""
+    if rank() != 0:
+        return None
+    with averaged(module):
+        return module.export(run.folder)  # pyright: ignore
 
 
 def _log_under(trainer: Trainer, index: int) -> None:

@@ -46,7 +46,7 @@ def window_attention(
     """Attend inside windows of the token map. Differentiable in q, k, v and the bias table.
 
     Args:
-        q: queries, (b, heads, n, d), any strides.
+        q: queries, (b, heads, n, d), d at least 1, any strides.
         k: keys, (b, heads, n, d), dtype of `q`.
         v: values, (b, heads, n, e), dtype of `q`.
         grid: rows and columns of the map (h, w); n = h w in raster order.
@@ -89,7 +89,9 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _check_tokens(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> None:
-    if q.ndim != 4 or k.shape != q.shape:
+    if q.ndim != 4 or not q.shape[3]:
+        raise ValueError(f"window_attention: q must be (b, heads, n, d) with d at least 1, got {tuple(q.shape)}")
+    if k.shape != q.shape:
         raise ValueError(
             f"window_attention: k must be (b, heads, n, d) like q, got q {tuple(q.shape)}, k {tuple(k.shape)}"
         )
