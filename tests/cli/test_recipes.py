@@ -2,9 +2,11 @@ import json
 
 import pytest
 import yaml
+from PIL import Image
 
 from zoo import shipped
 from zoo.cli import main
+from zoo.scene import parse
 
 
 def test_recipes_are_listed_with_what_they_are_for(capsys):
@@ -69,3 +71,15 @@ def test_a_mistake_in_a_recipe_is_one_line_with_its_place(tmp_path, capsys):
     assert main(["check", str(path), "--quiet"]) == 2
     err = capsys.readouterr().err
     assert err == f"zoo: {path}:3: RestorationTask takes no 'crop_boarder'. Did you mean 'crop_border'?\n"
+
+
+def test_a_sheet_of_shapes_world_is_shown_with_its_captions(tmp_path, capsys):
+    assert main(["show", "--data", "shapes", "--num", "8", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert Image.open(said["file"]).width > 500
+    assert [parse(caption.removeprefix("[unseen] ")).held_out for caption in said["captions"]] == [False] * 6 + [
+        True
+    ] * 2
+    assert main(["show", "--data", "shapes", "--num", "8", "--out", str(tmp_path)]) == 2, "never overwritten"
+    assert main(["show"]) == 2
+    assert "name a recipe" in capsys.readouterr().err

@@ -1,10 +1,12 @@
-"""`zoo recipes`, `zoo show RECIPE` and `zoo check RECIPE`."""
+"""`zoo recipes`, `zoo show RECIPE` or `zoo show --data NAME`, and `zoo check RECIPE`."""
 
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from zoo.cli.options import add, open_working_folder
+from zoo.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "json")
     if command == "recipes":
         return
-    parser.add_argument("recipe", help="a YAML file, or a name that `zoo recipes` lists")
+    parser.add_argument(
+        "recipe", nargs="?" if command == "show" else None, help="a YAML file, or a name that `zoo recipes` lists"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.max_steps=1000")
     add(parser, "trust")
     if command == "show":
         parser.add_argument("--smoke", action="store_true", help="with what `zoo check` changes")
+        parser.add_argument("--data", choices=("shapes",), help="a sheet of captioned samples instead of a recipe")
+        parser.add_argument("--num", type=int, default=24, metavar="N", help="samples on the sheet (24)")
+        parser.add_argument("--size", type=int, default=64, metavar="N", help="side of the samples in pixels (64)")
+        parser.set_defaults(out="outputs")
+        add(parser, "seed", "out", "force")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +54,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    """The resolved recipe as YAML, with the line that set each value."""
+    """The resolved recipe as YAML, with the line that set each value; or a sheet of data."""
+    if (args.recipe is None) == (args.data is None):
+        raise UserError("show: name a recipe, or data by --data shapes")
+    if args.data is not None:
+        return _show_shapes(args)
     from zoo.recipe import listing, resolve, validate
 
     recipe = resolve(args.recipe, args.overrides, smoke=args.smoke)
@@ -55,6 +68,25 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps({"path": str(recipe.path), "hash": recipe.hash, "config": recipe.config}, indent=2))
         return 0
     print(f"# {recipe.path}\n# hash {recipe.hash}\n{listing(recipe)}")
+    return 0
+
+
+def _show_shapes(args: argparse.Namespace) -> int:
+    """A contact sheet of shapes world, training samples and captions that training never sees."""
+    if not 1 <= args.num <= 400 or not 32 <= args.size <= 512:
+        raise UserError(f"show: --num must be 1 to 400 and --size 32 to 512, got {args.num} and {args.size}")
+    from zoo import media
+    from zoo.data.shapes import draw, render
+
+    seed, unseen = args.seed or 0, max(1, args.num // 4)
+    samples = [draw(seed, n) for n in range(args.num - unseen)]
+    samples += [draw(seed, n, held_out=True) for n in range(unseen)]
+    images = [render(sample.scene, sample.places, args.size) for sample in samples]
+    labels = [sample.caption for sample in samples]
+    labels[-unseen:] = [f"[unseen] {label}" for label in labels[-unseen:]]
+    sheet = media.grid(images, labels, columns=min(8, args.num), title=f"shapes world, seed {seed}")
+    path = media.write_image(Path(args.out) / "shapes.png", sheet, force=args.force)
+    print(json.dumps({"file": str(path), "captions": labels}) if args.json else f"{path}: {len(samples)} samples")
     return 0
 
 
