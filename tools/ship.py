@@ -1,26 +1,37 @@
 #!/usr/bin/env python3
-"""Ship the weights of a finished run: checkpoints/NAME.safetensors (fp16), its log and its row in index.yaml.
+"""Ship the weights of a finished run in fp16, its log and its row in index.yaml.
 
     python tools/ship.py runs/0001 hat-tiny-x2 --hardware "one core of an AMD EPYC, 43 minutes"
+    python tools/ship.py runs/0002 shapes-vae --into shapes-sd --hardware "..."
+    python tools/ship.py runs/0003 shapes-sd --hardware "..."
 
-The figures are measured on the validation photos with the file as shipped, clean and with the LR saved as JPEG q 75.
+Restorers become checkpoints/NAME.safetensors, measured on the validation photos, clean and with the LR saved as JPEG
+q 75. Autoencoders and pipelines become folders of diffusers, pipelines measured on 500 unseen prompts. Figures are
+those of the files as shipped.
 """
 
 import argparse
 import hashlib
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from zoo import models, shipped
-from zoo.evaluate import Scores, evaluate
+from zoo.errors import UserError
+from zoo.evaluate.generators import PromptTrial
+from zoo.evaluate.restorers import Scores, evaluate
+from zoo.files import write_file
 from zoo.models.weights import write_weights
+from zoo.pipelines.parts import open_pipeline, quiet
+from zoo.pipelines.sampling import Settings
+from zoo.tracking import read_table
 
+TOP = shipped.folder("checkpoints")
 DEGRADATIONS = ("bicubic", "bicubic+jpeg75")
 
 
@@ -30,36 +41,18 @@ def figures(scores: Scores) -> dict[str, str]:
     return {name: f"{scores.psnr:.2f} dB (bicubic {scores.bicubic_psnr:.2f})"}
 
 
-def main() -> int:
-    """Write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished `zoo fit`")
-    parser.add_argument("name", help="the variant")
-    parser.add_argument("--hardware", required=True, help="where it was trained and how long it took")
-    args = parser.parse_args()
-    status = json.loads((args.run / "status.json").read_text())
-    if status["state"] != "finished":
-        print(f"ship: {args.run} is {status['state']}; finish it with zoo fit --resume={args.run}", file=sys.stderr)
-        return 2
-    top = shipped.folder("checkpoints")
-    network = models.load(args.run)
-    if network.variant != args.name:
-        print(f"ship: {args.run} holds {network.variant}, not {args.name}", file=sys.stderr)
-        return 2
-    file = write_weights(top / f"{args.name}.safetensors", network, dtype=torch.float16, force=True)
-    (top / "logs").mkdir(exist_ok=True)
-    shutil.copy(args.run / "metrics.csv", top / "logs" / f"{args.name}.csv")
+def ship_restorer(run: Path, name: str) -> dict[str, Any]:
+    """Write NAME.safetensors; returns what its row tells beside the training."""
+    network = models.load(run)
+    if network.config != models.create(name).config:
+        raise UserError(f"ship: {run} holds another network than {name}")
+    network.variant = name
+    file = write_weights(TOP / f"{name}.safetensors", network, dtype=torch.float16, force=True)
     tables = [evaluate(file, degradation=degradation) for degradation in DEGRADATIONS]
-    recipe = next(line for line in shipped.recipes() if line.endswith(f"/{args.name}"))
-    row = {
-        "source": f"zoo fit {args.name}",
+    return {
         "file": file.name,
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        "licence": "Apache-2.0",
-        "recipe": recipe,
-        "log": f"logs/{args.name}.csv",
-        "training": f"{status['step']} steps, {args.hardware}",
-        "figures": {name: value for scores in tables for name, value in figures(scores).items()},
+        "figures": {key: value for scores in tables for key, value in figures(scores).items()},
         "per_image": {
             scores.degradation: {
                 r.image: {"psnr": round(r.psnr, 3), "bicubic": round(r.bicubic_psnr, 3)} for r in scores.rows
@@ -67,10 +60,78 @@ def main() -> int:
             for scores in tables
         },
     }
-    index = top / "index.yaml"
+
+
+def ship_autoencoder(run: Path, into: str) -> dict[str, Any]:
+    """Write checkpoints/INTO/vae; returns what its row tells beside the training."""
+    import diffusers
+
+    vae = diffusers.AutoencoderKL.from_pretrained(run / "vae").half()
+    with quiet():
+        vae.save_pretrained(TOP / into / "vae")
+    rows, _ = read_table(run / "metrics.csv")
+    last = next(row for row in reversed(rows) if "val/psnr" in row)
+    reconstructed = f"{float(last['val/psnr']):.2f} dB, {100 * float(last['val/adherence']):.1f} % as captioned"
+    return {"folder": f"{into}/vae", "figures": {"64 unseen scenes, reconstructed, PSNR, crop 0, uint8": reconstructed}}
+
+
+def ship_pipeline(run: Path, name: str) -> dict[str, Any]:
+    """Write checkpoints/NAME; returns what its row tells beside the training."""
+    pipe = open_pipeline(str(run))
+    vae = TOP / name / "vae"
+    for part, network in pipe.components.items():
+        if isinstance(network, torch.nn.Module) and not (part == "vae" and vae.is_dir()):
+            network.half()
+    with quiet():
+        for part, component in pipe.components.items():
+            if component is not None and not (part == "vae" and vae.is_dir()):
+                component.save_pretrained(TOP / name / part)
+    write_file(TOP / name / "model_index.json", (run / "pipeline" / "model_index.json").read_bytes(), force=True)
+    config = yaml.safe_load((run / "checkpoints" / "config.yaml").read_text())["model"]["init_args"]
+    sampling = {"steps": config.get("steps", 25), "guidance": config.get("guidance", 4.0)}
+    trial = PromptTrial(name, 500, Settings(**sampling))
+    rows = trial.run()
+    shares = {
+        f"{row.name}, all right": ", ".join(
+            [f"{100 * row.share():.1f} %", *(f"{n}: {100 * row.share(things=n):.1f} %" for n in (1, 2, 3))]
+        )
+        for row in rows
+    }
+    distances = {f"{row.name}, {score.label}": str(score) for row in rows for score in row.distances}
+    return {"folder": name, "sampling": sampling, "figures": {"protocol": trial.protocol, **shares, **distances}}
+
+
+def main() -> int:
+    """Write weights, log and row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished `zoo fit`")
+    parser.add_argument("name", help="the variant, or the recipe of an autoencoder or a pipeline")
+    parser.add_argument("--into", help="pipeline that an autoencoder belongs to")
+    parser.add_argument("--hardware", required=True, help="where it was trained and how long it took")
+    args = parser.parse_args()
+    status = json.loads((args.run / "status.json").read_text())
+    if status["state"] != "finished":
+        print(f"ship: {args.run} is {status['state']}; finish it with zoo fit --resume={args.run}", file=sys.stderr)
+        return 2
+    write_file(TOP / "logs" / f"{args.name}.csv", (args.run / "metrics.csv").read_bytes(), force=True)
+    if (args.run / "pipeline").is_dir():
+        found = ship_pipeline(args.run, args.name)
+    elif (args.run / "vae").is_dir():
+        found = ship_autoencoder(args.run, args.into or args.name)
+    else:
+        found = ship_restorer(args.run, args.name)
+    row = {
+        "source": f"zoo fit {args.name}",
+        "licence": "Apache-2.0",
+        "recipe": next(line for line in shipped.recipes() if line.endswith(f"/{args.name}")),
+        "log": f"logs/{args.name}.csv",
+        "training": f"{status['step']} steps, {args.hardware}",
+        **found,
+    }
+    index = TOP / "index.yaml"
     text = re.sub(rf"^{re.escape(args.name)}:\n(?:[ ].*\n)*", "", index.read_text(), flags=re.MULTILINE)
     block = yaml.safe_dump({args.name: row}, sort_keys=False, allow_unicode=True, width=120)
-    index.write_text(text + block)
+    write_file(index, text + block, force=True)
     print(block, end="")
     return 0
 

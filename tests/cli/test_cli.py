@@ -89,7 +89,7 @@ def said(capsys):
         (["list", "--jsn"], "zoo list: unknown argument '--jsn'. Did you mean '--json'"),
         (["list", "--js"], "zoo list: unknown argument '--js'. Did you mean '--json'"),
         (["fit"], "zoo fit: the following arguments are required: recipe"),
-        (["fit", "x", "--device", "gpu"], "zoo fit: argument --device: must be cpu, cuda, cuda:0 or auto, got 'gpu'"),
+        (["fit", "x", "--device", "gpu"], "argument --device: device must be cpu, cuda, cuda:0 or auto, got 'gpu'"),
         (["fit", "x", "--seed", "a"], "zoo fit: argument --seed: invalid int value: 'a'"),
         (["list", "--out", "x"], "zoo list: unknown argument '--out'"),
         (["info", "a", "b"], "zoo info: unknown argument 'b'"),

@@ -125,6 +125,8 @@ def test_recipe_mistakes_are_one_sentence(zoo, place, text, words):
         (["evaluate", "--model", "one.safetensors", "--out", "one.safetensors"], "is a file"),
         (["compare"], "the following arguments are required: MODEL"),
         (["evaluate", "--model", "one.safetensors", "--jpeg", "0"], "quality"),
+        (["evaluate", "--model", "one.safetensors", "--split", "test"], "split must be train or valid, got 'test'"),
+        (["evaluate", "--model", "one.safetensors", "--data", "demo", "--template", "{}x2"], "remove lq and template"),
     ],
 )
 def test_mistakes_are_one_sentence(zoo, words, sentence):

@@ -2,9 +2,8 @@ import logging
 import sys
 
 import pytest
-import torch
 
-from zoo.cli.options import FLAGS, Parser, add, open_working_folder, set_up_logs, torch_device
+from zoo.cli.options import FLAGS, Parser, add, open_working_folder, set_up_logs
 from zoo.errors import UserError
 
 
@@ -27,6 +26,11 @@ def test_every_shared_flag_is_there_once(parser):
 def test_flags_and_overrides_come_in_any_order(parser):
     args = parser.parse(["r.yaml", "a=1", "--seed", "3", "b=2", "--out", "here", "c=-1"])
     assert (args.recipe, args.overrides, args.seed, args.out) == ("r.yaml", ["a=1", "b=2", "c=-1"], 3, "here")
+
+
+def test_names_with_a_dash_come_behind_two(parser):
+    args = parser.parse(["r.yaml", "--seed", "3", "--", "-a.png", "b=1"])
+    assert (args.recipe, args.seed, args.overrides) == ("r.yaml", 3, ["./-a.png", "b=1"])
 
 
 def test_an_optional_value_is_taken_behind_an_equal_sign_only(parser):
@@ -63,13 +67,6 @@ def test_errors_are_one_sentence(parser, words, said, capsys):
         parser.parse(words)
     assert said in str(caught.value)
     assert capsys.readouterr() == ("", ""), "argparse itself prints nothing"
-
-
-def test_a_missing_device_is_named():
-    assert torch_device("cpu") == torch.device("cpu")
-    assert torch_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(UserError, match=r"--device cuda:99: torch sees \d+ CUDA devices"):
-        torch_device("cuda:99")
 
 
 def test_remarks_go_to_stderr_and_quiet_keeps_warnings(capsys):

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zoo import shipped
-from zoo.cli import options
+from zoo.cli import options, prompts
 from zoo.cli.progress import Progress
 from zoo.cli.restore import parse_tile
 from zoo.errors import UserError, nearest
+from zoo.files import write_file
 
 if TYPE_CHECKING:
-    from zoo.evaluate import Scores
+    from zoo.evaluate.restorers import Scores
 
 _KEYS = {  # of a recipe: type, and how an error calls it
     "model": (str, "a name, a weight file or a run folder"),
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     else:
         parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="such as photos-x2; flags go before its keys")
         parser.add_argument("--model", metavar="M", help="a name, a weight file, a run folder or bicubic")
+        prompts.add_arguments(parser)
     parser.add_argument("--data", metavar="D", help="photos (default), demo, or a folder of images or of pairs")
     parser.add_argument("--split", metavar="S", help="valid (default) or train, where the data have both")
     parser.add_argument("--lq", metavar="DIR", help="degraded images, where they lie in no known layout")
@@ -54,11 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
+    if getattr(args, "pipeline", None):
+        return prompts.run(args)
     setting = _setting(args)
     models = args.models if args.command == "compare" else [setting.pop("model")]
     out = Path(args.out).expanduser() if args.out else None
-    from zoo.evaluate import Trial, steps_of, telling_image
-    from zoo.media import write_bytes, write_image
+    from zoo.evaluate.restorers import Trial, steps_of, telling_image
+    from zoo.media import write_image
 
     degradations = setting.pop("degradation")
     for degradation in degradations:
@@ -74,14 +78,15 @@ def run(args: argparse.Namespace) -> int:
             tables.append(trial.run(lambda done, total, name, bar=bar: bar.update(done, total, note=name)))
         if not args.json:
             print(table(tables[-1]), end="\n\n", flush=True)
-        if out is not None:
-            figure = trial.figure(telling_image(tables[-1]), tables[-1])
-            write_image(out / _figure(degradation), figure, force=args.force)
     if args.json:
         print(json.dumps(_plain(tables), indent=2))
-    if out is not None:
-        write_bytes(out / "scores.csv", _csv(tables).encode(), force=args.force)
-        write_bytes(out / "scores.json", json.dumps(_plain(tables), indent=2).encode(), force=args.force)
+    if out is not None:  # numbers first: pictures are large and can be made again
+        write_file(out / "scores.csv", _csv(tables), force=args.force)
+        write_file(out / "scores.json", json.dumps(_plain(tables), indent=2), force=args.force)
+        for degradation, scores in zip(degradations, tables, strict=True):
+            trial.degrade_by(degradation)
+            figure = trial.figure(telling_image(scores), scores)
+            write_image(out / _figure(degradation), figure, force=args.force)
         if not args.quiet and not args.json:
             print(f"{out}: scores.csv, scores.json and a picture of the most telling image")
     return 0
@@ -89,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def table(scores: "Sequence[Scores]") -> str:
     """One set of images as text: PSNR of bicubic and of every model, what each gains, SSIM; means at the end."""
-    from zoo.evaluate import BICUBIC, recorded
+    from zoo.evaluate.restorers import BICUBIC, recorded
 
     first = scores[0]
     models = [score for score in scores if score.model != BICUBIC]
@@ -102,7 +107,8 @@ def table(scores: "Sequence[Scores]") -> str:
         psnr, ssim = [row.bicubic_psnr, *(r.psnr for r in rows)], [row.bicubic_ssim, *(r.ssim for r in rows)]
         body.append([row.image, f"{row.width}x{row.height}", *_cells(psnr, [r.gain for r in rows], ssim)])
     psnr, ssim = [first.bicubic_psnr, *(s.psnr for s in models)], [first.bicubic_ssim, *(s.ssim for s in models)]
-    body.append(["mean", f"{len(first.rows)} images", *_cells(psnr, [s.gain for s in models], ssim)])
+    number = f"{len(first.rows)} image{'s' if len(first.rows) > 1 else ''}"
+    body.append(["mean", number, *_cells(psnr, [s.gain for s in models], ssim)])
     groups = [
         ("", 2),
         (f"{first.protocol.label('PSNR')} [dB]", len(names) + len(gains)),

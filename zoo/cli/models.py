@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,25 +36,19 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(facts) | _recorded(facts.name) for facts in found], indent=2))
         return 0
-    head = ["model", "family", "task", "upscale", "multiple", "dtypes", "licence", "weights", "measured", "paper"]
-    rows = [
-        [
-            facts.name,
-            facts.family,
-            facts.task,
-            f"x{facts.upscale}",
-            str(facts.multiple),
-            ", ".join(facts.dtypes),
-            facts.licence,
-            "shipped" if facts.shipped else "fetch",
-            *map(_words, _recorded(facts.name).values()),
-        ]
-        for facts in found
-    ]
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    names, measured = _headlines(found, "figures")
+    papers, published = _headlines(found, "paper")
+    table = [["model", "task", "scale", "parameters", "weights", "measured", "paper"]]
+    for facts, ours, theirs in zip(found, measured, published, strict=True):
+        size, weights = f"{facts.parameters:>10,}", "shipped" if facts.shipped else "fetch"
+        scale = f"x{facts.upscale}" if facts.upscale else "-"
+        table.append([facts.name, facts.task, scale, size, weights, ours, theirs])
+    sentence = "; ".join(f"{title}: {', '.join(of)}" for title, of in (("measured", names), ("paper", papers)) if of)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     if args.markdown:
         table.insert(1, ["-" * width for width in widths])
+    if sentence:
+        print(sentence, end="\n\n")
     for row in table:
         cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
         print(f"| {' | '.join(cells)} |" if args.markdown else "  ".join(cells).rstrip())
@@ -65,10 +61,32 @@ def _recorded(name: str) -> dict[str, Any]:
     return {"figures": row.get("figures"), "paper": row.get("paper")}
 
 
-def _words(figures: object) -> str:
-    if isinstance(figures, dict):
-        return "; ".join(f"{name}: {value}" for name, value in figures.items())
-    return "" if figures is None else str(figures)
+def _headlines(found: Sequence[models.Facts], key: str) -> tuple[list[str], list[str]]:
+    """How the first figure of each model was measured, without repetition; and the figures.
+
+    Where protocols differ by more than a crop of as many pixels as the scale, letters lead from one to the other.
+    """
+    firsts = [next(iter((_recorded(facts.name)[key] or {}).items()), ("", "")) for facts in found]
+    names = [re.sub(rf"\bcrop {f.upscale}\b", "crop = scale", name) for f, (name, _) in zip(found, firsts, strict=True)]
+    different = list(dict.fromkeys(filter(None, names)))
+    marks = {name: f" [{chr(97 + place)}]" if len(different) > 1 else "" for place, name in enumerate(different)}
+    cells = [f"{value}{marks.get(name, '')}" for name, (_, value) in zip(names, firsts, strict=True)]
+    return [f"{marks[name]} {name}".strip() for name in different], cells
+
+
+def _lines(value: object) -> list[str]:
+    """A fact as text: a line for each entry of a mapping."""
+    if not isinstance(value, dict):
+        return [", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)]
+    lines = []
+    for name, inner in value.items():
+        if not isinstance(inner, dict):
+            lines.append(f"{name}: {inner}")
+        elif any(isinstance(item, dict) for item in inner.values()):
+            lines += [f"{name}, {line}" for line in _lines(inner)]
+        else:
+            lines.append(f"{name}: {', '.join(f'{key} {item}' for key, item in inner.items())}")
+    return lines
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -78,8 +96,8 @@ def _info(args: argparse.Namespace) -> int:
         return 0
     width = max(map(len, facts))
     for name, value in facts.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-        print(f"{name:{width}}  {_words(text)}")
+        for number, line in enumerate(_lines(value)):
+            print(f"{name if number == 0 else '':{width}}  {line}")
     return 0
 
 
@@ -99,12 +117,14 @@ def _facts_of_file(path: Path) -> dict[str, Any]:
     """What a weight file or a run folder says of itself; this needs torch."""
     network = models.load(path)
     config = getattr(network, "config", {})
-    needs = models.needs(network)
+    family = models.family_of(network)
+    needs = models.needs(network) if models.lookup(family).needs else None
     return {
         "file": str(path),
-        "family": models.family_of(network),
+        "family": family,
+        "task": models.FAMILIES[family].task,
         "variant": getattr(network, "variant", None),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        **asdict(needs),
+        **(asdict(needs) if needs else {}),
         "config": config,
     }

@@ -6,12 +6,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from zoo.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    import torch
+from zoo.pipelines.devices import device_word
 
 DTYPES = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # ours -> Lightning's precision
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
@@ -25,10 +23,10 @@ def _dtype(text: str) -> str:
 
 
 def _device(text: str) -> str:
-    kind, _, number = text.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (":" in text and (kind != "cuda" or not number.isdecimal())):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda, cuda:0 or auto, got {text!r}")
-    return text
+    try:
+        return device_word(text)
+    except UserError as error:  # which argparse would take for any ValueError
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 FLAGS = {
@@ -60,7 +58,11 @@ class Parser(argparse.ArgumentParser):
             UserError: they do not fit.
         """
         optional = {s: a.const for a in self._actions if a.nargs == "?" for s in a.option_strings}
-        return self.parse_intermixed_args([f"{word}={optional[word]}" if word in optional else word for word in argv])
+        words = list(argv)
+        if "--" in words:  # argparse loses what follows when flags are intermixed; such words are paths here
+            end = words.index("--")
+            words[end:] = [f"./{word}" if word.startswith("-") else word for word in words[end + 1 :]]
+        return self.parse_intermixed_args([f"{word}={optional[word]}" if word in optional else word for word in words])
 
     def error(self, message: str) -> NoReturn:
         """One sentence, with the nearest flag for an unknown one."""
@@ -97,20 +99,3 @@ def set_up_logs(quiet: bool) -> None:
     logging.getLogger("zoo").setLevel(logging.WARNING if quiet else logging.INFO)
     if quiet:
         warnings.simplefilter("ignore")
-
-
-def torch_device(text: str) -> "torch.device":
-    """The device that --device means here.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
-    import torch
-
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(text)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise UserError(f"--device {text}: torch sees {found} CUDA devices here; use --device cpu, or run `zoo doctor`")
-    return device

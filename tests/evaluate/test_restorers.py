@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,20 @@ import torch
 from zoo import shipped
 from zoo.data.degradations import Bicubic
 from zoo.data.imresize import imresize
+from zoo.data.pairs import PairedFolder
 from zoo.data.photos import photos
 from zoo.errors import UserError
-from zoo.evaluate import MatlabProtocol, Row, Scores, Trial, compare, evaluate, recorded, steps_of, telling_image
+from zoo.evaluate.restorers import (
+    MatlabProtocol,
+    Row,
+    Scores,
+    Trial,
+    compare,
+    evaluate,
+    recorded,
+    steps_of,
+    telling_image,
+)
 from zoo.media import write_image
 from zoo.metrics.psnr_ssim import Protocol, psnr
 from zoo.models import create
@@ -65,6 +77,22 @@ def test_jpeg_and_noise_make_the_input_worse(conv, folder):
     assert 19 < denoise.psnr < 22  # 20.17 dB before clamping
 
 
+def test_a_file_damaged_later_is_left_out_and_no_other_counts_twice(conv, folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(PairedFolder.__init__.__kwdefaults__, "keep", 0)  # nothing stays in memory
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    [_, expected] = evaluate(conv, folder).rows
+    trial = Trial([conv, "bicubic"], folder)
+    Path(folder, "a.png").write_bytes(Path(folder, "a.png").read_bytes()[:200])
+    scores = trial.run()
+    assert [[row.image for row in one.rows] for one in scores] == [["b.png"], ["b.png"]]
+    assert scores[0].psnr == expected.psnr
+    assert trial.figure(telling_image(scores), scores).size
+    assert caplog.text.count("a.png is left out from now on, 1 of 2") == 1
+    Path(folder, "b.png").unlink()
+    with pytest.raises(UserError, match="none of its 2 images can be read"):
+        trial.run()
+
+
 def test_given_lq_files_are_used(tmp_path, conv):
     write_image(tmp_path / "gt/a.png", RNG.random((24, 24, 3)))
     write_image(tmp_path / "lq/a.png", np.zeros((12, 12, 3)))
@@ -111,6 +139,7 @@ def test_mistakes_are_told_before_any_work(conv, folder):
     for options, words in (
         ({"degradation": "jpeg75"}, "begin with bicubic"),
         ({"degradation": "bicubic+blur3"}, "'blur3' is neither jpegQ nor noiseS"),
+        ({"degradation": "bicubic+jpeg75.9"}, "'jpeg75.9' is neither jpegQ nor noiseS, with a whole Q"),
         ({"protocol": "matlap"}, "Did you mean 'matlab'"),
         ({"upscale": 3}, "models and --upscale disagree"),
     ):

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from zoo import media, shipped
 from zoo.data.degradations import Degradation, Jpeg, Noise
-from zoo.data.imresize import imresize
+from zoo.data.images import to_array, to_tensor
+from zoo.data.imresize import enlarged
 from zoo.data.pairs import Pair, open_pairs
 from zoo.errors import UserError, nearest
 from zoo.metrics.psnr_ssim import Image, Protocol, rgb_to_y
 from zoo.models import needs
 from zoo.pipelines.restoring import prepare, restore_tensor
-from zoo.pipelines.tiling import Progress
+from zoo.pipelines.tiling import TileProgress
 
 BICUBIC = "bicubic"
 PROTOCOLS = ("basicsr", "rgb", "matlab")
-_STEP = re.compile(r"(jpeg|noise)(\d+(?:\.\d+)?)")
+_STEP = re.compile(r"jpeg(\d+)|noise(\d+(?:\.\d+)?)")
 
-Report = Callable[[float, int, str], None]  # images done (parts count), images in all, name of the current one
+ImageProgress = Callable[[float, int, str], None]  # images done (parts count), images in all, name of the current one
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Trial:
         base = ["lq as given"] if self.pairs.has_lq else [BICUBIC] if self.upscale > 1 else []
         self.degradation = "+".join([*base, *degradation.split("+")[1:]]) or "none"
 
-    def run(self, report: Report | None = None) -> list[Scores]:
+    def run(self, report: ImageProgress | None = None) -> list[Scores]:
         """Measure every model on every image.
 
         Args:
@@ -199,8 +200,8 @@ class Trial:
         rows: dict[str, list[Row]] = {label: [] for label in self.networks}
         total = len(self.pairs) * len(rows)
         for number, pair in enumerate(self.pairs):
-            lq, gt = self.degraded(pair), _tensor(pair.gt)
-            bicubic = self._measured(pair.name, self.enlarged(lq), gt)
+            lq, gt = self.degraded(pair), to_tensor(pair.gt)
+            bicubic = self._measured(pair.name, enlarged(lq, self.upscale), gt)
             for place, (label, network) in enumerate(self.networks.items()):
                 done = number * len(rows) + place
 
@@ -220,19 +221,15 @@ class Trial:
 
     def degraded(self, pair: Pair) -> Tensor:
         """The input of the models, (c, h, w) in [0, 1] (with noise: beyond)."""
-        lq = _tensor(pair.lq)
+        lq = to_tensor(pair.lq)
         for step in self.steps:
             lq = step.fixed(lq)
         return lq
 
-    def enlarged(self, lq: Tensor) -> Tensor:
-        """MATLAB-like bicubic enlargement: what every model has to beat."""
-        return imresize(lq.double(), float(self.upscale)).float() if self.upscale > 1 else lq
-
-    def restored(self, network: nn.Module | None, lq: Tensor, tiles: Progress | None = None) -> Tensor:
+    def restored(self, network: nn.Module | None, lq: Tensor, tiles: TileProgress | None = None) -> Tensor:
         """What a model makes of `lq`, (c, h * upscale, w * upscale); None = bicubic."""
         if network is None:
-            return self.enlarged(lq)
+            return enlarged(lq, self.upscale)
         return restore_tensor(network, lq[None], dtype=self.dtype, tile=self.tile, progress=tiles)[0]
 
     def figure(self, image: str, scores: Sequence[Scores]) -> np.ndarray:
@@ -242,8 +239,8 @@ class Trial:
         """
         pair = next(pair for pair in self.pairs if pair.name == image)
         lq, gt = self.degraded(pair), pair.gt
-        results = {BICUBIC: self.enlarged(lq)} | {n: self.restored(net, lq) for n, net in self.networks.items() if net}
-        arrays = {name: _array(value) for name, value in results.items()}
+        networks = {BICUBIC: None} | {name: network for name, network in self.networks.items() if network}
+        arrays = {name: to_array(self.restored(network, lq)) for name, network in networks.items()}
         values = {s.model: row.psnr for s in scores for row in s.rows if row.image == image}
         values[BICUBIC] = next(row.bicubic_psnr for row in scores[0].rows if row.image == image)
         labels = [f"{name}, {values[name]:.2f} dB" for name in arrays]
@@ -252,7 +249,7 @@ class Trial:
         zoom = media.hot_spot(np.abs(models[0] - other).mean(axis=2), 64)
         last = models[-1]
         return media.side_by_side(
-            [_array(lq), *arrays.values(), gt, media.heat_map(last, gt)],
+            [to_array(lq), *arrays.values(), gt, media.heat_map(last, gt)],
             [f"input ({self.degradation})", *labels, "ground truth", f"error of {labels[-1].split(',')[0]}, 0 to 0.1"],
             zoom=zoom,
             title=f"{image}: {self.protocol}",
@@ -337,10 +334,10 @@ def steps_of(degradation: str) -> list[Degradation]:
         match = _STEP.fullmatch(part)
         if match is None:
             raise UserError(
-                f"degradation {degradation!r}: {part!r} is neither jpegQ nor noiseS, such as bicubic+jpeg75"
+                f"degradation {degradation!r}: {part!r} is neither jpegQ nor noiseS, with a whole Q, "
+                "such as bicubic+jpeg75"
             )
-        value = float(match[2])
-        steps.append(Jpeg(int(value)) if match[1] == "jpeg" else Noise(value))
+        steps.append(Jpeg(int(match[1])) if match[1] else Noise(float(match[2])))
     return steps
 
 
@@ -359,16 +356,6 @@ def _rounded_luma(image: Image) -> Tensor:
     if levels.dtype != torch.uint8:
         levels = (levels.clamp(0, 1) * 255).round().to(torch.uint8)
     return rgb_to_y(levels.double() / 255).round().to(torch.uint8) if levels.shape[0] == 3 else levels
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    """uint8 (h, w, c) as float32 (c, h, w) in [0, 1]."""
-    return torch.from_numpy(media.to_unit(array)).permute(2, 0, 1).contiguous()
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    """(c, h, w) as float32 (h, w, c) in [0, 1]."""
-    return tensor.clamp(0, 1).permute(1, 2, 0).float().numpy()
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,0 +1,1 @@
+"""What `zoo evaluate` and `zoo compare` do, callable from Python: `restorers` and `generators`."""
