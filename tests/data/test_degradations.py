@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo.data.degradations import Bicubic, Jpeg, Noise, add_noise, augment, imresize, jpeg
+from zoo.data.degradations import Bicubic, Jpeg, Noise, add_noise, augment, imresize
+from zoo.data.jpeg import jpeg
 from zoo.errors import UserError
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "sr_protocol.safetensors")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from zoo.data.imresize import imresize
+from zoo.data.imresize import enlarged, imresize
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "sr_protocol.safetensors")
 SCALES = {"1div2": 1 / 2, "1div3": 1 / 3, "1div4": 1 / 4, "2": 2, "3": 3, "4": 4, "0.37": 0.37}
@@ -84,6 +84,14 @@ def test_weights_made_in_inference_mode_serve_training():
     x = torch.rand(1, 11, 13, requires_grad=True)
     imresize(x, 0.7).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 7), (2, 1, 9, 7)])
+def test_the_baseline_is_computed_in_float64_and_is_the_input_where_sizes_are_equal(shape):
+    lq = torch.rand(shape)
+    assert enlarged(lq, 1) is lq
+    assert torch.equal(enlarged(lq, 3), imresize(lq.double(), 3).float())
+    assert not torch.equal(enlarged(lq, 3), imresize(lq, 3))
 
 
 @pytest.mark.parametrize(

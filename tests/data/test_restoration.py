@@ -78,7 +78,6 @@ def test_shorter_epochs_and_accumulation_of_lightning_are_respected(tmp_path):
 def test_several_validation_sets_arrive_whole_and_named(tmp_path):
     sets = {"clean": ValidationSet("demo"), "jpeg75": ValidationSet("demo", [Jpeg(75)])}
     source = data(validation=sets)
-    assert source.validation_names == ["clean", "jpeg75"]
     model = fit(tmp_path, 5, source, num_sanity_val_steps=0)
     expected = [(0, "clean", "chelsea", (1, 3, 300, 450)), (1, "jpeg75", "chelsea", (1, 3, 300, 450))]
     assert model.validated == expected
@@ -88,8 +87,8 @@ def test_several_validation_sets_arrive_whole_and_named(tmp_path):
 
 
 def test_photos_are_validated_on_photos_and_others_on_nothing_by_default():
-    assert data(source="photos").validation_names == ["photos"]
-    assert data().validation_names == []
+    assert list(data(source="photos").validation) == ["photos"]
+    assert list(data().validation) == []
 
 
 def test_batches_and_report(caplog):
@@ -111,7 +110,7 @@ def test_batches_and_report(caplog):
 def test_validation_alone_needs_no_training_data():
     source = data(source="/nowhere", validation={"demo": ValidationSet("demo")})
     source.setup("validate")
-    assert len(source.val_dataloader()) == len(source.test_dataloader()) == 1
+    assert len(source.val_dataloader()) == 1
     with pytest.raises(FileNotFoundError, match="no such folder"):
         source.setup("fit")
 

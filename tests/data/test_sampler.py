@@ -2,11 +2,12 @@ import itertools
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from zoo.data.sampler import Draw, ResumableLoader, StepSampler, seed_of
+from zoo.data.sampler import Draw, GroupedOrder, ResumableLoader, StepSampler, seed_of
 from zoo.data.stages import Stage
 from zoo.errors import UserError
 
@@ -83,6 +84,61 @@ def test_any_start_continues_the_unbroken_list():
     for start in range(16):
         rest = StepSampler(7, STAGES, 5, start_step=start // 2, start_part=start % 2, accumulate=2)
         assert take(rest, 16 - start) == whole[start:]
+
+
+GROUPS = [0, 1, 0, 2, 0, 0, 1]
+
+
+def grouped(stage):
+    return GROUPS if stage.patch_size < 32 else [number // 3 for number in range(7)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("counts", [(1,), (5, 40, 15), (100, 1, 1, 30), (7, 7, 7)])
+def test_grouped_batches_hold_one_group_and_every_image_as_often(counts, batch):
+    groups = np.random.RandomState(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    order = GroupedOrder(groups, batch, seed=1)
+    passes = 5 * batch
+    total = passes * len(groups) // batch  # after so many passes no group owes anything
+    batches = [order.batch(number) for number in range(total)]
+    assert all(len(set(groups[images])) == 1 for images in batches)
+    assert set(np.bincount(np.concatenate(batches), minlength=len(groups))) == {passes}
+    for end in (total // 7, total // 2, total - 1):  # on the way no image is far ahead or behind
+        seen = np.bincount(np.concatenate([*batches[:end], []]).astype(int), minlength=len(groups))
+        fair = end * batch / len(groups)
+        for group, count in enumerate(counts):
+            assert np.ptp(seen[groups == group]) <= 1
+            assert abs(seen[groups == group].mean() - fair) <= 1 + (batch * len(counts)) / len(groups) + batch / count
+    random_access = GroupedOrder(groups, batch, seed=1)
+    for number in (total - 1, 0, total // 3, total // 2):
+        assert random_access.batch(number) == batches[number]
+
+
+def test_grouped_batches_are_shuffled_and_depend_on_the_seed():
+    groups = [number % 2 for number in range(400)]
+    first, other = (GroupedOrder(groups, 10, seed) for seed in (1, 2))
+    batches = [first.batch(number) for number in range(80)]
+    assert batches != [other.batch(number) for number in range(80)]
+    kinds = [groups[images[0]] for images in batches]
+    assert 5 < sum(a != b for a, b in itertools.pairwise(kinds[:40])) < 35
+    assert kinds[:40] != kinds[40:]
+    assert {tuple(sorted(b)) for b in batches[:40]}.isdisjoint({tuple(sorted(b)) for b in batches[40:]})
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2)])
+def test_ranks_and_accumulation_share_grouped_batches(world, accumulate):
+    whole = take(StepSampler(7, STAGES, 5, groups=grouped), 12)
+    assert [draw.number for batch in whole for draw in batch] == list(range(sum(map(len, whole))))
+    for step, batch in enumerate(whole):
+        groups = grouped(Stage(None, 1, batch[0].crop))
+        assert len({groups[draw.index] for draw in batch}) == 1, step
+    options = {"accumulate": accumulate, "groups": grouped}
+    parts = [take(StepSampler(7, STAGES, 5, rank, world, **options), 12 * accumulate) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        shares = [parts[rank][step * accumulate + part] for part in range(accumulate) for rank in range(world)]
+        assert [draw for share in shares for draw in share] == batch
+    for start in range(12):
+        assert take(StepSampler(7, STAGES, 5, start_step=start, groups=grouped), 12 - start) == whole[start:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

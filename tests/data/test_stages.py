@@ -9,6 +9,7 @@ STAGES = [Stage(3, 8, 16), Stage(5, 4, 24), Stage(None, 2, 32)]
 def test_a_step_belongs_to_the_first_stage_that_has_not_ended():
     plan = Plan(STAGES)
     assert [plan.at(step).patch_size for step in range(7)] == [16, 16, 16, 24, 24, 32, 32]
+    assert [plan.start(step) for step in range(7)] == [0, 0, 0, 3, 3, 5, 5]
 
 
 def test_images_taken_are_the_sum_of_all_batches():

@@ -88,6 +88,8 @@ def test_the_page_of_a_run_holds_curves_pictures_in_order_and_the_recipe(with_pr
     assert "<polyline" in text
     assert "val/a/psnr_y_bicubic" in text
     assert "Validation: PSNR-Y, crop 2, uint8" in text
+    assert re.search(r"val/a/psnr_y: [\d.]+ \(PSNR-Y, crop 2, uint8\)", text), "the legend of the curves"
+    assert re.search(r'val/psnr_y</td><td>\d+</td><td class="number">[\d.]+</td><td>PSNR-Y, crop 2, uint8<', text)
     assert "task: tiny" in text
     assert not re.search(r'(src|href)="(?!data:)', text), "one file is the whole page"
 

@@ -21,6 +21,7 @@ def train(monkeypatch, stream, steps=6, **settings):
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.protocol = "PSNR-Y, crop 2, uint8"
 
         def training_step(self, batch, batch_idx):
             loss = (self.weight - 1) ** 2
@@ -58,7 +59,8 @@ def test_without_a_terminal_plain_lines_tell_step_loss_scores_speed_and_time(mon
     assert len(lines) >= 6
     assert "\r" not in "".join(lines)
     assert re.fullmatch(r"step 1/6: train/loss 1, [\d.]+ steps/s, 0\d:\d\d left", lines[0])
-    assert any("val/psnr_y 31.25" in line for line in lines)
+    assert any("val/psnr_y 31.25 (PSNR-Y, crop 2, uint8)" in line for line in lines)
+    assert "(PSNR-Y" not in lines[0], "no score, no protocol"
     assert not any("train/lr" in line for line in lines)
 
 

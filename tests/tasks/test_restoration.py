@@ -12,7 +12,7 @@ from zoo.metrics.psnr_ssim import psnr
 from zoo.models.weights import write_weights
 from zoo.tasks.ema import EMA
 from zoo.tasks.objectives import L1
-from zoo.tasks.restoration import RestorationTask, enlarged, start_from
+from zoo.tasks.restoration import RestorationTask, start_from
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,18 @@ def test_the_same_step_draws_the_same_whatever_was_drawn_before(place):
     assert not torch.equal(first, task.training_step(batch, 1))
 
 
+def test_data_that_do_not_fit_the_network_are_refused_before_training(tmp_path):
+    said = {
+        "upscale": r"upscale 3, but the network has upscale 2; set data.init_args.upscale=2, or upscale: 3 in model",
+        "channels": r"channels 1, but the network has in_chans 3; set data.init_args.channels=3, or in_chans: 1 in",
+    }
+    for key, value in (("upscale", 3), ("channels", 1)):
+        trainer = make_trainer(make_run(tmp_path / "runs"))
+        with pytest.raises(UserError, match=said[key]):
+            trainer.fit(make_task(), datamodule=make_data(tmp_path / "pictures", **{key: value}))
+        assert trainer.global_step == 0
+
+
 def test_every_variant_builds_on_the_meta_device():
     with torch.device("meta"):
         task = make_task(network="hat-x4", objectives=[L1()])
@@ -139,12 +151,6 @@ def test_index_tables_are_not_taken_from_other_weights(monkeypatch):
     monkeypatch.setattr(models, "load", lambda _: source)
     start_from(target, "other")
     assert torch.equal(dict(target.named_buffers())[table], kept)
-
-
-def test_enlarging_leaves_images_of_equal_size_alone():
-    image = torch.rand(1, 3, 8, 10)
-    assert enlarged(image, image) is image
-    assert enlarged(image, torch.rand(1, 3, 24, 30)).shape == (1, 3, 24, 30)
 
 
 WRONG = {

@@ -119,7 +119,7 @@ def match(gt: Sequence[Path], lq: Sequence[Path], upscale: int, layout: str, tem
     templates = (template,) if template else usual
     files, alone, used = [], [], set()
     for path in gt:
-        stems = [t.format(stem) for t in templates for stem in _stems(path.stem)]
+        stems = [t.replace("{}", stem) for t in templates for stem in _stems(path.stem)]
         names = [name for stem in stems for name in (f"{stem}{path.suffix}".lower(), stem.lower())]
         partner = next((table[name] for name in names if name in table), None)
         if partner is None:

@@ -54,6 +54,10 @@ class Plan:
         """The stage that optimisation step `step` (from 0) belongs to."""
         return next(s for s in self.stages if s.until is None or step < s.until)
 
+    def start(self, step: int) -> int:
+        """The first step of the stage that `step` belongs to."""
+        return max((s.until for s in self.stages if s.until is not None and s.until <= step), default=0)
+
     def drawn(self, step: int) -> int:
         """How many images all steps before `step` take together."""
         total = start = 0

@@ -59,6 +59,14 @@ class L1(Objective):
         return (restored - gt).abs().mean()
 
 
+class MSE(Objective):
+    """Mean squared difference: what PSNR measures; large errors count most."""
+
+    def compare(self, restored: Tensor, gt: Tensor) -> Tensor:
+        """Mean of (restored - gt) squared."""
+        return (restored - gt).square().mean()
+
+
 class Charbonnier(Objective):
     """Mean of sqrt(difference^2 + eps^2), an L1 that is smooth at zero.
 

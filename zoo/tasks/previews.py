@@ -1,4 +1,4 @@
-"""Pictures of what training has reached: input, restored and truth side by side, and a page that shows them all."""
+"""Pictures of what training has reached, drawn by the task, and a page that shows them all."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -6,18 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
 
-from zoo import media, report, tracking
+from zoo import report, tracking
 from zoo.errors import UserError
-from zoo.metrics.psnr_ssim import Protocol
-from zoo.pipelines import tiling
+from zoo.files import write_file
 from zoo.tasks.ema import averaged
-from zoo.tasks.restoration import enlarged
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +20,15 @@ _SHOWN = 12  # pictures of one image on the page, spread over the training
 
 
 class Previews(Callback):
-    """Restores a few validation images at step 0, every `every` steps and at the end, with averaged weights.
+    """Shows what the task can do at step 0, every `every` steps and at the end, with averaged weights.
 
     Pictures go to media/step_000200/NAME.png of the run and to every logger that shows pictures; index.html of the run
     shows them in order beside the metrics. Training goes on bit for bit as without previews.
 
     Args:
         every: optimisation steps between previews.
-        count: how many images, the first ones of the validation sets in turn.
-        crop: side of the shown square in the middle of an image, pixels of gt; large images would hide the details.
+        count: how many images: of a restorer, the first ones of the validation sets in turn.
+        crop: side of the shown square in the middle of a restored image, pixels of gt; large ones would hide details.
 
     Raises:
         UserError: a number below 1.
@@ -76,20 +71,17 @@ class Previews(Callback):
         with isolate_rng(), averaged(module):
             if self._images is None:
                 self._images = [_cut(image, self.crop) for image in islice(_in_turn(trainer), self.count)]
-            for image in self._images:
-                sheet = _sheet(module, image, step)
-                tracking.log_media(trainer.loggers, folder, _file_name(image), sheet, step)
+            for name, picture in module.pictures(self._images, self.count):  # pyright: ignore (every task has them)
+                tracking.log_media(trainer.loggers, folder, name, picture, step)
         self._page(trainer, module)
 
     def _page(self, trainer: Trainer, module: LightningModule) -> None:
         folder = tracking.run_folder(trainer.loggers)
         if folder is not None and trainer.is_global_zero:
-            partial = folder / "index.html.partial"
-            partial.write_text(run_page(folder, _protocol(module)), encoding="utf-8")
-            partial.replace(folder / "index.html")
+            write_file(folder / "index.html", run_page(folder, str(module.protocol)), force=True)
 
 
-def run_page(folder: Path, protocol: Protocol) -> str:
+def run_page(folder: Path, protocol: str) -> str:
     """The page of a run: curves and newest values of its metrics, then its pictures in the order of their steps.
 
     Args:
@@ -100,11 +92,14 @@ def run_page(folder: Path, protocol: Protocol) -> str:
     points = {name: [(int(row["step"]), float(row[name])) for row in rows if name in row] for name in columns[1:]}
     points = {name: values for name, values in points.items() if values}
     sections = []
-    for start, heading, unit in (("val/", f"Validation: {protocol}", "dB"), ("train/loss", "Loss", "")):
+    for start, heading, unit in (("val/", f"Validation: {protocol}", f"({protocol})"), ("train/loss", "Loss", "")):
         lines = {name: values for name, values in points.items() if name.startswith(start)}
         if lines:
             sections.append((heading, report.curve(lines, unit)))
-    newest = [{"metric": name, "step": str(values[-1][0]), "value": values[-1][1]} for name, values in points.items()]
+    newest = []
+    for name, values in points.items():
+        row = {"metric": name, "step": str(values[-1][0]), "value": values[-1][1]}
+        newest.append(row | ({"protocol": protocol} if name.startswith("val/") else {}))
     if newest:
         sections.append(("Newest values", report.table(newest)))
     pictures: dict[str, list[Path]] = {}
@@ -132,15 +127,10 @@ def _in_turn(trainer: Trainer) -> Iterator[Mapping[str, Any]]:
                 running.remove(images)
 
 
-def _file_name(image: Mapping[str, Any]) -> str:
-    """Set and image; sets may hold images of the same name, and names may hold folders."""
-    name = image["name"].replace("/", "-")
-    ending = next((suffix for suffix in media.IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
-    return f"{image['set']}-{name[: len(name) - len(ending)]}"
-
-
 def _cut(image: Mapping[str, Any], crop: int) -> dict[str, Any]:
-    """The middle of a validation image."""
+    """The middle of a validation image; captioned images are shown whole."""
+    if "lq" not in image:
+        return dict(image)
     lq, gt = image["lq"], image["gt"]
     scale = gt.shape[-1] // lq.shape[-1]
     height, width = (min(size, max(1, crop // scale)) for size in lq.shape[-2:])
@@ -150,28 +140,3 @@ def _cut(image: Mapping[str, Any], crop: int) -> dict[str, Any]:
         "lq": lq[..., top : top + height, left : left + width],
         "gt": gt[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale],
     }
-
-
-def _sheet(module: LightningModule, image: Mapping[str, Any], step: int) -> np.ndarray:
-    """The labelled comparison, uint8 (h, w, 3)."""
-    lq, gt = (image[key].to(module.device) for key in ("lq", "gt"))
-    before = enlarged(lq, gt)
-    restored = tiling.restore(module.network, lq).to(gt)  # pyright: ignore
-    protocol = _protocol(module)
-    scores = [protocol.psnr(candidate, gt) for candidate in (before, restored)]
-    labels = [
-        f"{'input' if lq.shape == gt.shape else 'bicubic'} {scores[0]:.2f} dB",
-        f"restored {scores[1]:.2f} dB",
-        "truth",
-    ]
-    arrays = [_array(candidate) for candidate in (before, restored, gt)]
-    return media.side_by_side(arrays, labels, title=f"{image['set']} / {image['name']}, step {step}   ({protocol})")
-
-
-def _protocol(module: LightningModule) -> Protocol:
-    return getattr(module, "protocol", Protocol())
-
-
-def _array(image: Tensor) -> np.ndarray:
-    """(1, c, h, w) to float (h, w, c) in [0, 1]."""
-    return torch.nan_to_num(image[0].float()).clamp(0, 1).permute(1, 2, 0).cpu().numpy()

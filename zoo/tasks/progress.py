@@ -36,12 +36,12 @@ class Progress(Callback):
         if not trainer.is_global_zero or now - self._shown < (0.5 if self._bar is not None else self.every):
             return
         self._shown = now
-        self._show(trainer)
+        self._show(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """New scores are shown at once."""
         if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._show(trainer)
+            self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar behind."""
@@ -51,9 +51,12 @@ class Progress(Callback):
         """Leave the terminal's line to the message."""
         self._close()
 
-    def _show(self, trainer: Trainer) -> None:
+    def _show(self, trainer: Trainer, module: LightningModule) -> None:
         scores = {name: f"{float(value):.4g}" for name, value in sorted(trainer.callback_metrics.items())}
         scores = {name: text for name, text in scores.items() if name.startswith(("train/loss", "val/"))}
+        measured = [name for name in scores if name.startswith("val/")]
+        if measured:
+            scores[measured[-1]] += f" ({getattr(module, 'protocol', 'no protocol')})"  # of all of them
         if self._bar is not None:
             self._bar.set_postfix(scores, refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)

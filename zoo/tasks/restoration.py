@@ -1,18 +1,22 @@
 """Training of restorers: degraded image in, restored image out, any network, any sum of objectives."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from zoo import models
-from zoo.data.imresize import imresize
+from zoo import media, models
+from zoo.data.images import to_array
+from zoo.data.imresize import enlarged
 from zoo.data.sampler import seed_of
 from zoo.errors import UserError
 from zoo.metrics.psnr_ssim import Protocol
+from zoo.models.weights import write_weights
 from zoo.pipelines import tiling
 from zoo.tasks.objectives import Objective
 from zoo.tasks.optimizers import build_optimizer, build_schedule
@@ -87,6 +91,31 @@ class RestorationTask(LightningModule):
         self._baseline: dict[tuple[str, str], float] = {}
         self.configure_optimizers()  # mistakes in the two mappings show before data is read
 
+    def agree(self, data: object) -> None:
+        """Compare the network with data whose pictures it shall restore.
+
+        Args:
+            data: a datamodule; its `upscale` and `channels` count where it has them.
+
+        Raises:
+            UserError: they differ.
+        """
+        asked = models.needs(self.network)
+        for key, keyword, wanted in (
+            ("upscale", "upscale", asked.upscale),
+            ("channels", "in_chans", asked.in_channels),
+        ):
+            given = getattr(data, key, wanted)
+            if given != wanted:
+                raise UserError(
+                    f"data have {key} {given}, but the network has {keyword} {wanted}; "
+                    f"set data.init_args.{key}={wanted}, or {keyword}: {given} in model.init_args.network"
+                )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Compare network and data before either is used; see `agree`."""
+        self.agree(self.trainer.datamodule)  # pyright: ignore
+
     def forward(self, lq: Tensor) -> Tensor:
         """Restore images (b, c, h, w) in [0, 1] whose sides suit the network; not clamped."""
         return self.network(lq)
@@ -115,7 +144,7 @@ class RestorationTask(LightningModule):
         restored = tiling.restore(self.network, lq)
         key = (group, batch["name"])
         if key not in self._baseline:
-            self._baseline[key] = self.protocol.psnr(enlarged(lq, gt), gt)
+            self._baseline[key] = self.protocol.psnr(enlarged(lq, gt.shape[-1] // lq.shape[-1]), gt)
         self._scores.setdefault(group, []).append((self.protocol.psnr(restored, gt), self._baseline[key]))
 
     def on_validation_epoch_end(self) -> None:
@@ -130,6 +159,23 @@ class RestorationTask(LightningModule):
         if means:
             self.log(f"val/{metric}", sum(means) / len(means))
 
+    def pictures(self, batches: Sequence[Mapping[str, Any]], count: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Each image enlarged, restored and true, with names for their files.
+
+        Args:
+            batches: of validation.
+            count: how many images.
+        """
+        for image in batches[:count]:
+            lq, gt = (image[key].to(self.device) for key in ("lq", "gt"))
+            before, restored = enlarged(lq, gt.shape[-1] // lq.shape[-1]), tiling.restore(self.network, lq).to(gt)
+            scores = [self.protocol.psnr(candidate, gt) for candidate in (before, restored)]
+            plain = "input" if lq.shape == gt.shape else "bicubic"
+            labels = [f"{plain} {scores[0]:.2f} dB", f"restored {scores[1]:.2f} dB", "truth"]
+            arrays = [to_array(candidate[0]) for candidate in (before, restored, gt)]
+            title = f"{image['set']} / {image['name']}, step {self.global_step}   ({self.protocol})"
+            yield _file_name(image), media.side_by_side(arrays, labels, title=title)
+
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all trainable parameters and its schedule, both as the recipe says.
 
@@ -142,6 +188,10 @@ class RestorationTask(LightningModule):
         schedule = build_schedule(self.schedule_spec, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def export(self, folder: Path) -> Path:
+        """Write weights.safetensors, which `zoo.load` and `zoo restore` read, into `folder`."""
+        return write_weights(folder / "weights.safetensors", self.network, force=True)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which network the weights belong to, so that `zoo.load` reads the file without Lightning."""
         checkpoint["zoo"] = {
@@ -152,15 +202,11 @@ class RestorationTask(LightningModule):
         }
 
 
-def enlarged(lq: Tensor, gt: Tensor) -> Tensor:
-    """The input at the size of its ground truth, by MATLAB-like bicubic; as it is where sizes are equal.
-
-    Args:
-        lq: (b, c, h, w).
-        gt: (b, c, h * upscale, w * upscale).
-    """
-    scale = gt.shape[-1] // lq.shape[-1]
-    return lq if scale == 1 else imresize(lq, scale)
+def _file_name(image: Mapping[str, Any]) -> str:
+    """Set and image; sets may hold images of the same name, and names may hold folders."""
+    name = image["name"].replace("/", "-")
+    ending = next((suffix for suffix in media.IMAGE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return f"{image['set']}-{name[: len(name) - len(ending)]}"
 
 
 def start_from(network: nn.Module, source: str) -> None:

@@ -1,0 +1,296 @@
+"""Training of denoisers: any that a pipeline of diffusers holds, by epsilon, v or flow prediction."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from zoo import media
+from zoo.data.sampler import seed_of
+from zoo.errors import UserError, nearest
+from zoo.metrics.prompt import judge
+from zoo.pipelines.families import Context, family
+from zoo.pipelines.parts import assemble, build_parts, digest, open_pipeline, quiet, to_latents
+from zoo.scene import parse
+from zoo.tasks.optimizers import build_optimizer, build_schedule
+
+log = logging.getLogger(__name__)
+
+
+class DiffusionTask(LightningModule):
+    """Trains parts of a pipeline to remove noise from latents, `b c h w` or `b c t h w`.
+
+    The prediction is what the scheduler's config says: epsilon, v_prediction, sample, or flow for flow-matching
+    schedulers. Noise, timestep and the dropping of captions are functions of (seed, number of the sample in the run).
+    It logs train/loss and, after each validation, val/loss at fixed noise and, where asked for, val/adherence: the
+    share of pictures in which everything is as the caption says, also apart by the number of things.
+
+    Args:
+        pipeline: class of diffusers into which `parts` go, or a folder, shipped name or hub id to train further; in
+            Python also a pipeline object.
+        parts: name of a part -> folder, or class_name and keywords; with a folder as `pipeline` they replace its own.
+        train: names of the parts that are trained; the others stay as they are.
+        optimizer: as for RestorationTask.
+        schedule: as for RestorationTask.
+        drop_caption: probability of training without the caption, which classifier-free guidance needs.
+        min_snr_gamma: bound of the signal-to-noise ratio in the weight of a timestep (Hang et al. 2023); null = all
+            timesteps count alike.
+        timesteps: "uniform", or "logit_normal" (Esser et al. 2024).
+        adherence: on how many captions of validation pictures are made and judged; 0 = none. Shapes world only.
+        prompts: of the previews.
+        steps: of sampling in previews.
+        guidance: of sampling in previews.
+        seed: decides noise, timesteps and dropped captions.
+
+    Raises:
+        FileNotFoundError: a part is not there.
+        UserError: unknown classes or keywords, or settings that contradict the scheduler.
+    """
+
+    def __init__(
+        self,
+        *,
+        pipeline: str,
+        train: list[str],
+        optimizer: dict[str, Any],
+        parts: dict[str, str | dict[str, Any]] | None = None,
+        schedule: dict[str, Any] | None = None,
+        drop_caption: float = 0.1,
+        min_snr_gamma: float | None = None,
+        timesteps: str = "uniform",
+        adherence: int = 0,
+        prompts: list[str] | None = None,
+        steps: int = 25,
+        guidance: float = 4.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False, ignore=[] if isinstance(pipeline, str) else ["pipeline"])
+        if not 0 <= drop_caption <= 1:
+            raise UserError(f"task: drop_caption must be a probability, got {drop_caption}")
+        if timesteps not in ("uniform", "logit_normal"):
+            raise UserError(f"task: timesteps must be uniform or logit_normal, got {timesteps!r}")
+        if not isinstance(pipeline, str):
+            self.pipe = pipeline
+        elif pipeline.endswith("Pipeline") and pipeline.isidentifier():
+            self.pipe = assemble(pipeline, parts or {})
+        else:
+            self.pipe = open_pipeline(pipeline, **build_parts(parts or {}))
+        self.family = family(type(self.pipe).__name__)
+        modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        for name in train:
+            if name not in modules:
+                raise UserError(f"task: the pipeline has no network {name!r} to train.{nearest(name, modules)}")
+        self.trained = nn.ModuleDict({name: modules[name].train() for name in train})
+        self.frozen = [part.requires_grad_(False).eval() for name, part in modules.items() if name not in train]
+        self.optimizer_spec, self.schedule_spec = optimizer, schedule
+        self.drop_caption, self.timesteps, self.seed = drop_caption, timesteps, seed
+        self.prompts, self.steps, self.guidance = list(prompts or []), steps, guidance
+        self.protocol = f"{steps} steps, guidance {guidance:g}"
+        scheduler = self.pipe.scheduler
+        self.is_flow = hasattr(scheduler, "scale_noise")
+        self.prediction = "flow" if self.is_flow else scheduler.config.prediction_type
+        if self.is_flow and min_snr_gamma is not None:
+            raise UserError("task: min_snr_gamma has no meaning for a flow-matching scheduler; remove it")
+        self.min_snr_gamma = min_snr_gamma
+        if not self.is_flow:
+            self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        self.adherence = adherence
+        self._losses: list[Tensor] = []
+        self._captions: list[str] = []
+        self.configure_optimizers()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The part that predicts."""
+        return getattr(self.pipe, self.family.denoiser)
+
+    def setup(self, stage: str) -> None:
+        """Let the data encode images once, and captions for text encoders that stay as they are, if the recipe asks."""
+        data = self.trainer.datamodule  # pyright: ignore
+        if stage == "fit" and getattr(data, "cache", 0):
+            for part in self.frozen:
+                part.to(self.trainer.strategy.root_device)
+            texts = [] if self._learns_text else self._texts
+            data.encode(self.encode_images, digest(self.pipe.vae, *texts), self.encode_captions if texts else None)
+
+    def on_fit_start(self) -> None:
+        """Frozen parts are no children of this module, so that checkpoints stay small; they follow it here."""
+        for part in self.frozen:
+            part.to(self.device)
+
+    def encode_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What `data.latents` keeps of a batch {"image": (b, 3, h, w) in [0, 1]}."""
+        with torch.no_grad():
+            return {"latents": to_latents(self.pipe.vae, batch["image"].to(self.pipe.vae.device))}
+
+    def encode_captions(self, captions: list[str]) -> Context:
+        """What `data.latents` keeps of captions: all of the context that differs from caption to caption."""
+        with torch.no_grad():
+            context = self.family.encode(self.pipe, captions)
+        # Flux's places of text tokens, say, have no row per caption.
+        return {name: tensor for name, tensor in context.items() if len(self._empty[name]) == 1}
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """The loss of one batch {"latents" or "image", "caption", "number"}."""
+        torch.manual_seed(seed_of(self.seed, "network", self.global_step, batch_idx, self.global_rank))
+        loss = self._loss(batch, self.drop_caption).mean()
+        self.log("train/loss", loss.detach())
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the losses of the validation before."""
+        self._losses, self._captions = [], []
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The loss on unseen captions; noise and timesteps follow from the samples' numbers."""
+        self._losses.append(self._loss(batch, 0.0))
+        self._captions += batch["caption"]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over all samples, of which each rank sees all."""
+        if self._losses:
+            self.log("val/loss", torch.cat(self._losses).mean())
+        captions = self._captions[: self.adherence]
+        if not captions or self.trainer.sanity_checking:
+            return
+        scenes = [parse(caption) for caption in captions]
+        images = self.sample(captions, [seed_of(self.seed, "adherence", n) for n in range(len(captions))])
+        right = [judge(image, scene).all for image, scene in zip(images, scenes, strict=True)]
+        self.log("val/adherence", sum(right) / len(right))
+        for things in sorted({len(scene.things) for scene in scenes}):
+            some = [hit for hit, scene in zip(right, scenes, strict=True) if len(scene.things) == things]
+            self.log(f"val/adherence_{things}", sum(some) / len(some))
+
+    def _loss(self, batch: Mapping[str, Any], drop: float) -> Tensor:
+        """Weighted squared error of the prediction, one value per sample, (b,)."""
+        latents = (batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]).to(self.device)
+        draws = [self._draw(int(number), latents.shape[1:]) for number in batch["number"]]
+        noise = torch.stack([noise for noise, _, _ in draws]).to(latents)
+        share = torch.tensor([share for _, share, _ in draws]).to(latents)
+        context = self._context(batch, [luck < drop for _, _, luck in draws])
+        wide = (-1,) + (1,) * (latents.ndim - 1)
+        if self.is_flow:
+            shift = getattr(self.pipe.scheduler.config, "shift", None) or 1.0
+            sigma = (shift * share / (1 + (shift - 1) * share)).view(wide)
+            noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+            timestep, weight = 1000 * sigma.flatten(), torch.ones_like(share)
+        else:
+            count = len(self.alphas)
+            timestep = (share * count).long().clamp(max=count - 1)
+            alpha = self.alphas[timestep].to(latents).view(wide)
+            signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
+            noisy = signal * latents + spread * noise
+            target = {
+                "epsilon": noise,
+                "v_prediction": signal * noise - spread * latents,
+                "sample": latents,
+            }[self.prediction]
+            weight = self._weight(alpha.flatten())
+        predicted = self.family.predict(self.denoiser, noisy, timestep, context)
+        return weight * (predicted.float() - target.float()).square().flatten(1).mean(1)
+
+    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, float, float]:
+        """Noise, place in time in [0, 1), and the luck that decides about the caption of one sample."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "noise", number))
+        share, luck = torch.rand(2, generator=generator).tolist()
+        if self.timesteps == "logit_normal":
+            share = torch.sigmoid(torch.randn((), generator=generator)).item()
+        return torch.randn(shape, generator=generator), share, luck
+
+    @property
+    def _texts(self) -> list[Any]:
+        """Text encoders and tokenizers."""
+        return [v for k, v in self.pipe.components.items() if k.startswith(("text_encoder", "tokenizer")) and v]
+
+    @property
+    def _learns_text(self) -> bool:
+        return any(name.startswith("text_encoder") for name in self.trained)
+
+    @cached_property
+    def _empty(self) -> Context:
+        """The empty caption, for frozen text encoders."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self.family.encode(self.pipe, [""])
+
+    def _context(self, batch: Mapping[str, Any], dropped: list[bool]) -> Context:
+        """What conditions the denoiser: encoded captions of the data where they have them, else encoded now."""
+        stored = {name.partition(".")[2]: value for name, value in batch.items() if name.startswith("context.")}
+        if stored:
+            gone = torch.tensor(dropped, device=self.device)
+            empty = {name: value.to(self.device) for name, value in self._empty.items()}
+            for name, value in stored.items():
+                some = gone.view(-1, *[1] * (value.ndim - 1))
+                empty[name] = torch.where(some, empty[name], value.to(empty[name]))
+            return empty
+        captions = ["" if gone else caption for caption, gone in zip(batch["caption"], dropped, strict=True)]
+        with torch.set_grad_enabled(self._learns_text and torch.is_grad_enabled()):
+            return self.family.encode(self.pipe, captions)
+
+    def _weight(self, alpha: Tensor) -> Tensor:
+        """Min-SNR weights in terms of the prediction; at zero signal an epsilon tells nothing and counts nothing."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(alpha)
+        ratio = alpha / (1 - alpha)
+        bounded = ratio.clamp(max=self.min_snr_gamma)
+        if self.prediction == "v_prediction":
+            return bounded / (ratio + 1)
+        return bounded if self.prediction == "sample" else bounded / ratio.clamp(min=1e-8)
+
+    def pictures(self, batches: Sequence[Mapping[str, Any]], count: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Samples of the fixed prompts, each with its own fixed seed.
+
+        Args:
+            batches: of validation; their captions are the prompts where the recipe gives none.
+            count: how many prompts.
+        """
+        prompts = (self.prompts or [caption for batch in batches for caption in batch["caption"]])[:count]
+        if not prompts:
+            return
+        images = self.sample(prompts, [seed_of(self.seed, "preview", n) for n in range(len(prompts))])
+        yield "samples", media.grid(images, prompts, title=f"{self.protocol}")
+
+    @torch.no_grad()
+    def sample(self, prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
+        """One picture per prompt, float (h, w, 3) in [0, 1], at most 32 at once."""
+        if len(prompts) > 32:
+            return self.sample(prompts[:32], seeds[:32]) + self.sample(prompts[32:], seeds[32:])
+        training = [part for part in self.trained.values() if part.training]
+        self.trained.eval()
+        self.pipe.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        out = self.pipe(
+            prompts,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=generators,
+            output_type="np",
+        )
+        for part in training:
+            part.train()
+        return list(out.images)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser over all trained parts and its schedule, both as the recipe says."""
+        optimizer = build_optimizer(self.optimizer_spec, self.trained.parameters())
+        if self.schedule_spec is None:
+            return {"optimizer": optimizer}
+        schedule = build_schedule(self.schedule_spec, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def export(self, folder: Path) -> Path:
+        """Write a diffusers folder `pipeline`, which `zoo sample --pipeline` and plain diffusers load.
+
+        Args:
+            folder: where `pipeline` is put.
+        """
+        with quiet():
+            self.pipe.save_pretrained(folder / "pipeline")
+        return folder / "pipeline"
