@@ -161,6 +161,17 @@ def test_what_a_folder_holds_is_reported(folder, caplog):
     assert data("shapes").report() == {}
 
 
+def test_images_for_an_autoencoder_need_no_captions(folder, tmp_path):
+    for path in folder.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="none of its 40 images has a caption"):
+        data(tmp_path).setup("fit")
+    module = data(tmp_path, captions="none")
+    batch = next(iter(module.train_dataloader()))
+    assert batch["caption"] == [""] * 8
+    assert module.report()["train"].count == 40
+
+
 def encode(batch):
     return {"latents": batch["image"][:, :, ::4, ::4] - 0.5}
 

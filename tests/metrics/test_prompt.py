@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
+from zoo.data.images import to_array, to_tensor
 from zoo.data.shapes import draw, render
 from zoo.errors import UserError
 from zoo.metrics.prompt import adherence, find, judge
+from zoo.pipelines.parts import build_parts, to_latents, to_pixels
 from zoo.scene import Scene, Thing, parse
 
 COUNT = 100
@@ -108,3 +111,14 @@ def test_bad_images_are_refused():
             find(np.zeros(shape, np.uint8))
     with pytest.raises(UserError, match="no pictures"):
         adherence([])
+
+
+def test_the_shipped_autoencoder_keeps_what_captions_say():
+    vae = build_parts({"vae": "shapes-sd"})["vae"]
+    samples = [draw(15, number) for number in range(120)]
+    images = torch.stack([to_tensor(render(sample.scene, sample.places)) for sample in samples])
+    with torch.no_grad():
+        back = torch.cat([to_pixels(vae, to_latents(vae, some)) for some in images.split(24)])
+    shares = adherence((to_array(image), s.scene) for image, s in zip(back, samples, strict=True))
+    assert shares["all"] >= 0.95
+    assert shares["count"] == shares["colour"] == 1

@@ -157,7 +157,7 @@ class GenerationData(LightningDataModule):
         if isinstance(self.train, Buckets):
             samples = self._buckets(self._chosen, every_caption=True)
             sizes = self.train.sizes(self.stages[-1].patch_size)
-            groups = {f"{h}x{w}": [n for n, size in enumerate(sizes) if size == (h, w)] for h, w in sorted(set(sizes))}
+            groups = {f"{w}x{h}": [n for n, size in enumerate(sizes) if size == (h, w)] for h, w in sorted(set(sizes))}
             count = len(sizes)
         else:  # whole shards, so that a larger count goes on where a smaller one ended
             groups, count = {"shard": range(-(-self.cache // SHARD) * SHARD)}, self.cache

@@ -19,7 +19,8 @@ CORE = ("count", "colour", "shape", "size", "relation")  # what "all right" mean
 EXTRA = ("texture", "background")  # told beside it
 _CONTRAST = 0.14  # RGB distance from the background at which a pixel belongs to a thing
 _SPECK = 0.0025  # smaller areas, as a share of the image, are no things
-_UNEXPLAINED = 0.4  # of a thing's pixels, above which it has no shape
+_FAINT = 1.2  # contrast, summed over the channels, below which errors are measured against this instead
+_UNEXPLAINED = 0.35  # of a thing's pixels, above which it has no shape
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _identify(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> F
             for look in looks:
                 shade = shades[0] + pattern(look, centre, side, part.shape)[..., None] * (shades[1] - shades[0])
                 model = background + drawn[..., None] * (shade - background)
-                error = np.abs(pixels - model).sum() / (area * np.abs(shades[0] - background).sum())
+                error = np.abs(pixels - model).sum() / (area * max(np.abs(shades[0] - background).sum(), _FAINT))
                 if error < best.unexplained:
                     place = (float(centre[0] + corner[0]), float(centre[1] + corner[1]))
                     best = Found(shape, colour, "", look, place, radius, float(error))
