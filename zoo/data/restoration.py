@@ -78,7 +78,7 @@ class RestorationData(LightningDataModule):
         self.stages = Plan(stages or [Stage()]).stages
         self.validation: Mapping[str, ValidationSet] = validation
         self.changes = {"hflip": hflip, "vflip": vflip, "transpose": transpose}
-        self.changes |= {"permute_colours": permute_colours, "mixup": mixup}
+        self.changes["permute_colours"], self.mixup = permute_colours, mixup
         self.scales = tuple(scales or (1.0,))
         self.seed, self.workers, self.epoch_steps = seed, workers, epoch_steps
         self.train: Crops | None = None
@@ -103,6 +103,7 @@ class RestorationData(LightningDataModule):
                 channels=self.channels,
                 seed=self.seed,
                 scales=self.scales,
+                mixup=self.mixup,
                 **self.changes,
             )
             for report in self.report().values():

@@ -132,7 +132,7 @@ def _identify(pixels: np.ndarray, background: np.ndarray, part: np.ndarray) -> F
         for shape in SHAPES:
             unit_area, offset = _moments(shape)
             radius = float(np.sqrt(area / unit_area))
-            centre = middle - radius * offset
+            centre = (middle - radius * offset).tolist()
             drawn = coverage(shape, centre, radius, part.shape)
             looks = [texture] if texture else ["striped", "dotted"]
             for look in looks:

@@ -32,15 +32,15 @@ def open_pipeline(name: str, **keywords: Any) -> Any:  # noqa: ANN401 (classes o
         FileNotFoundError: the hub has it not, or cannot be reached.
         UserError: the folder holds no pipeline.
     """
-    from diffusers import DiffusionPipeline
-
     place = locate(name)
     folder = Path(place)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise UserError(f"pipeline: {name} has no model_index.json, so it is no diffusers pipeline; name its folder")
     try:
         with quiet():
-            return DiffusionPipeline.from_pretrained(place, local_files_only=folder.is_dir() or None, **keywords)
+            return _diffusers().DiffusionPipeline.from_pretrained(
+                place, local_files_only=folder.is_dir() or None, **keywords
+            )
     except OSError as error:
         raise FileNotFoundError(
             f"pipeline: {name!r} is neither a folder here nor to be had from the hub; check the name or the network"
@@ -189,7 +189,6 @@ def _built(name: str, build: Any) -> Any:  # noqa: ANN401
 
 def _from_folder(name: str, place: str) -> Any:  # noqa: ANN401
     """A part that was saved alone, or inside a pipeline's folder."""
-    import diffusers
     import transformers
 
     folder = Path(locate(place))
@@ -203,14 +202,13 @@ def _from_folder(name: str, place: str) -> Any:  # noqa: ANN401
             json.loads((folder / "scheduler_config.json").read_text())["_class_name"], "part 'scheduler'"
         ).from_pretrained(folder)
     with contextlib.suppress(OSError, ValueError, KeyError), quiet(), torch.device("cpu"):
-        return diffusers.AutoModel.from_pretrained(str(folder), local_files_only=True)
+        return _diffusers().AutoModel.from_pretrained(str(folder), local_files_only=True)
     raise UserError(f"part {name!r}: {place} holds no model of diffusers or transformers; name its folder")
 
 
 def _class(name: str, what: str) -> Any:  # noqa: ANN401
     """A class of diffusers or transformers that plain data can build."""
-    import diffusers
-
+    diffusers = _diffusers()
     bases = (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.DiffusionPipeline)
     for library in ("diffusers", "transformers"):
         with quiet():  # without torchvision transformers advises to install it, whenever a pipeline is imported
@@ -219,6 +217,10 @@ def _class(name: str, what: str) -> Any:  # noqa: ANN401
             return found
     known = [n for n in dir(diffusers) if n[0].isupper()]
     raise UserError(f"{what}: diffusers has no class {name!r}.{nearest(name, known)}")
+
+
+def _diffusers() -> Any:  # noqa: ANN401 (its types are not exported from where its names are)
+    return importlib.import_module("diffusers")
 
 
 def _first(error: Exception) -> str:

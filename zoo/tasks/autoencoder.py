@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -43,6 +43,8 @@ class AutoencoderTask(LightningModule):
         UserError: keywords that AutoencoderKL refuses, or no objective.
     """
 
+    moments: Tensor  # mean and mean square of the latents, from which the scaling factor follows
+
     def __init__(
         self,
         *,
@@ -70,14 +72,13 @@ class AutoencoderTask(LightningModule):
             logger=False,
         )
         try:
-            self.network = AutoencoderKL(**autoencoder)
+            self.network: Any = AutoencoderKL(**autoencoder)
         except (TypeError, ValueError) as error:
             raise UserError(f"task: AutoencoderKL refuses autoencoder: {error}") from error
         self.objectives = nn.ModuleList(objectives)
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
         self.kl_weight, self.seed = kl_weight, seed
         self.protocol = Protocol()
-        # Mean and mean square of the latents, from which the scaling factor of the finished autoencoder follows.
         self.register_buffer("moments", torch.tensor([0.0, 1.0]))
         self._scores: list[tuple[float, bool | None]] = []
         self.configure_optimizers()

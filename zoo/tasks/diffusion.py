@@ -53,6 +53,8 @@ class DiffusionTask(LightningModule):
         UserError: unknown classes or keywords, or settings that contradict the scheduler.
     """
 
+    alphas: Tensor  # cumulative, of schedulers that are not flows
+
     def __init__(
         self,
         *,

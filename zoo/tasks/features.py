@@ -76,7 +76,7 @@ class FeatureTask(LightningModule):
         family = models.family_of(self.network)
         if models.FAMILIES[family].task != "features":
             raise UserError(f"task: {family!r} is no feature network; give network: shapes-features")
-        self.head = nn.Linear(self.network.num_features, len(FACTS) + 2)
+        self.head = nn.Linear(int(self.network.num_features), len(FACTS) + 2)
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
         self.spoilt, self.seed = spoilt, seed
         self._right: list[Tensor] = []
