@@ -90,7 +90,7 @@ def _overview() -> str:
         [
             "usage: zoo COMMAND ...",
             "",
-            "A model zoo for restoring images on PyTorch + Lightning.",
+            "A model zoo for generating and restoring images on PyTorch + Lightning.",
             "",
             *rows,
             "",

@@ -62,7 +62,7 @@ class FeatureTask(LightningModule):
         network: str | dict[str, Any],
         optimizer: dict[str, Any],
         schedule: dict[str, Any] | None = None,
-        spoilt: float = 0.4,
+        spoilt: float = 0.25,
         seed: int = 0,
     ) -> None:
         super().__init__()
