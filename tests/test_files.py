@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import UserError
-from zoo.files import cache_folder, write_file
+from zoo.files import cache_folder, next_folder, write_file, write_folder
 
 
 def test_a_file_is_kept_without_force_and_replaced_with_it(tmp_path):
@@ -83,3 +83,25 @@ def test_the_cache_lies_where_the_user_says(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/d")
     assert cache_folder() == Path("/d/.cache/zoo")
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "pipeline"
+    write_folder(path, lambda folder: (folder / "a").write_text("1"))
+    write_folder(path, lambda folder: (folder / "b").write_text("2"))
+    assert [p.name for p in path.iterdir()] == ["b"]
+
+    def fail(folder):
+        (folder / "c").write_text("3")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_folder(path, fail)
+    assert [p.name for p in path.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["pipeline"], "nothing is left beside it"
+
+
+def test_folders_are_numbered(tmp_path):
+    assert [next_folder(tmp_path / "runs").name for _ in range(3)] == ["0001", "0002", "0003"]
+    (tmp_path / "runs" / "0010").mkdir()
+    assert next_folder(tmp_path / "runs").name == "0011"

@@ -26,6 +26,7 @@ def test_every_caption_is_read_back_as_it_was_meant(number):
         ("blue large ring on a grey background", "a large blue ring on a gray background"),
         ("a star moving up under a cross", "a star moving up below a cross"),
         ("circle", "a circle"),
+        ("a red circle , left of a blue/dotted star - .", "a red circle left of a dotted blue star"),
     ],
 )
 def test_free_wording_is_understood(text, caption):

@@ -22,14 +22,18 @@ import torch
 import yaml
 
 from zoo import models, shipped
+from zoo.data.images import to_array, to_tensor
+from zoo.data.shapes import render
 from zoo.errors import UserError
-from zoo.evaluate.generators import PromptTrial
+from zoo.evaluate.generators import PromptTrial, unseen
 from zoo.evaluate.restorers import Scores, evaluate
 from zoo.files import write_file
+from zoo.metrics.prompt import adherence
+from zoo.metrics.psnr_ssim import Protocol
 from zoo.models.weights import write_weights
-from zoo.pipelines.parts import open_pipeline, quiet
+from zoo.pipelines.parts import build_parts, digest, open_pipeline, quiet, to_latents, to_pixels
 from zoo.pipelines.sampling import Settings
-from zoo.tracking import read_table
+from zoo.scene import parse
 
 TOP = shipped.folder("checkpoints")
 DEGRADATIONS = ("bicubic", "bicubic+jpeg75")
@@ -69,16 +73,24 @@ def ship_autoencoder(run: Path, into: str) -> dict[str, Any]:
     vae = diffusers.AutoencoderKL.from_pretrained(run / "vae").half()
     with quiet():
         vae.save_pretrained(TOP / into / "vae")
-    rows, _ = read_table(run / "metrics.csv")
-    last = next(row for row in reversed(rows) if "val/psnr" in row)
-    reconstructed = f"{float(last['val/psnr']):.2f} dB, {100 * float(last['val/adherence']):.1f} % as captioned"
-    return {"folder": f"{into}/vae", "figures": {"64 unseen scenes, reconstructed, PSNR, crop 0, uint8": reconstructed}}
+    shipped_vae, samples = build_parts({"vae": str(TOP / into / "vae")})["vae"].float(), unseen(0, 300)
+    real = [render(sample.scene, sample.places) for sample in samples]
+    with torch.no_grad():
+        images = torch.stack([to_tensor(image) for image in real]).split(30)
+        back = torch.cat([to_pixels(shipped_vae, to_latents(shipped_vae, some)) for some in images])
+    protocol = Protocol()
+    psnr = sum(protocol.psnr(a, b) for a, b in zip(back, torch.cat(images), strict=True)) / len(real)
+    kept = adherence((to_array(image), parse(s.caption)) for image, s in zip(back, samples, strict=True))["all"]
+    told = {f"300 unseen scenes, reconstructed, {protocol}": f"{psnr:.2f} dB, {100 * kept:.1f} % still as captioned"}
+    return {"folder": f"{into}/vae", "figures": told}
 
 
 def ship_pipeline(run: Path, name: str) -> dict[str, Any]:
     """Write checkpoints/NAME; returns what its row tells beside the training."""
     pipe = open_pipeline(str(run))
     vae = TOP / name / "vae"
+    if vae.is_dir() and digest(pipe.vae.half()) != digest(build_parts({"vae": str(vae)})["vae"].half()):
+        raise UserError(f"ship: {run} was trained with another autoencoder than {vae}; ship that one first")
     for part, network in pipe.components.items():
         if isinstance(network, torch.nn.Module) and not (part == "vae" and vae.is_dir()):
             network.half()

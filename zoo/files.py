@@ -3,6 +3,8 @@
 import errno
 import os
 import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from zoo.errors import UserError
@@ -42,6 +44,32 @@ def write_file(path: str | Path, content: bytes | str, *, force: bool = False) -
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no space left for {len(data):,} bytes; free some or write elsewhere") from error
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    return path
+
+
+def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Put a folder in place whole, instead of the one that lies there; a kill between two renames leaves it beside.
+
+    Args:
+        path: the folder.
+        write: fills a new folder whose path it is given.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.part")
+    old = part.with_suffix(".old")
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        if path.exists():
+            path.rename(old)
+        try:
+            part.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return path
 
 

@@ -162,7 +162,8 @@ def parse(text: str) -> Scene:
 
 def unknown_words(text: str) -> list[str]:
     """The words of a prompt that captions of shapes world never hold, each once."""
-    return list(dict.fromkeys(word for word in re.findall(r"\S+", text.lower()) if _bare(word) not in _WORDS))
+    words = re.findall(r"[^\s/]+", text.lower())
+    return list(dict.fromkeys(word for word in words if _bare(word) and _bare(word) not in _WORDS))
 
 
 def holds(relation: str, first: Sequence[float], second: Sequence[float]) -> bool:
@@ -265,7 +266,7 @@ def pattern(texture: str | None, centre: Sequence[float], side: int, size: tuple
 
 
 def _bare(word: str) -> str:
-    return word.strip(".,;:!?'\"()")
+    return word.strip(".,;:!?'\"()-")
 
 
 def _short(text: str) -> str:

@@ -161,3 +161,13 @@ def test_a_terminated_run_exits_with_143_and_resumes_by_itself(words, capsys):
     assert main([*words, f"trainer.max_steps={goal}", "--resume=runs/0001", "--json"]) == 0
     found, _ = report(capsys)
     assert (found["state"], found["step"]) == ("finished", goal)
+
+
+def test_a_run_of_a_feature_network_is_not_offered_to_restore(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+    network = "model.init_args.network={family: plain-features, widths: [8], depths: [1], num_features: 4}"
+    data = ["data.init_args.validation=0", "data.init_args.stages=[{until: null, batch_size: 1, patch_size: 32}]"]
+    short = ["vars.steps=1", "model.init_args.schedule=null", "trainer.callbacks=null", "--quiet"]
+    assert main(["fit", "shapes-features", network, *data, *short]) == 0
+    assert "use it      zoo evaluate --pipeline shapes-sd --features runs/0001" in capsys.readouterr().out

@@ -4,11 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tests.pipelines.tiny import stable_diffusion
-from zoo.data.shapes import draw
+from zoo.data.shapes import draw, render
 from zoo.errors import UserError
 from zoo.evaluate.generators import PromptTrial, unseen
+from zoo.metrics.fid import scores
+from zoo.models import create
+from zoo.models.weights import write_weights
 from zoo.pipelines.sampling import Settings
 from zoo.scene import parse
 
@@ -55,8 +59,6 @@ def test_shares_are_split_by_the_number_of_things(rows):
 
 def test_a_perfect_generator_scores_as_real_pictures(trial, monkeypatch):
     """Sampling is replaced by painting, so that everything behind it is tested on a known answer."""
-    from zoo.data.shapes import render
-
     by_caption = {sample.caption: sample for sample in trial.samples}
 
     def paint(prompt, seed, tell):
@@ -64,10 +66,23 @@ def test_a_perfect_generator_scores_as_real_pictures(trial, monkeypatch):
         return render(sample.scene, sample.places).astype(np.float32) / 255
 
     monkeypatch.setattr(trial.sampler, "_one", paint)
-    found = {row.name: row.share() for row in trial.run()}
-    assert found["StableDiffusionPipeline"] == 1
-    assert found["other prompts"] == 0
+    found = {row.name: row for row in trial.run()}
+    assert found["StableDiffusionPipeline"].share() == 1
+    assert found["other prompts"].share() == 0
+    assert found["other prompts"].share("count") == 1, "not for the number of things"
     trial.figure(trial.run()[2])
+
+
+def test_distances_are_measured_to_pictures_of_as_many_things(tmp_path):
+    torch.manual_seed(0)
+    network = create({"family": "plain-features", "widths": [8], "depths": [1], "num_features": 4})
+    weights = write_weights(tmp_path / "features.safetensors", network)
+    trial = PromptTrial(stable_diffusion(), 8, Settings(steps=1, size=(64, 64)), things=1, features=str(weights))
+    rows = {row.name: row for row in trial.run()}
+    fids = {name: row.distances[0].value for name, row in rows.items() if row.distances}
+    assert set(fids) == {"real pictures", "through the autoencoder", "StableDiffusionPipeline", "noise"}
+    real, world = ([render(s.scene, s.places) for s in unseen(seed, 8, 1)] for seed in (0, 1))
+    assert fids["real pictures"] == pytest.approx(scores(real, world, str(weights))[0].value, rel=1e-6)
 
 
 def test_every_number_says_how_it_was_made(trial):

@@ -125,10 +125,12 @@ def recoloured(images, strength):
 
 @pytest.mark.parametrize("spoil", [blurred, noised, recoloured])
 def test_distances_grow_with_damage(spoil):
-    net, real = network(), pictures(120, seed=1)
+    net, real = network(), pictures(60)
     theirs = features(real, net)
-    ours = [features(spoil(pictures(120), strength) if strength else pictures(120), net) for strength in range(4)]
-    for values in ([fid(one, theirs) for one in ours], [kid(one, theirs)[0] for one in ours]):
+    ours = [features(spoil(real, strength) if strength else real, net) for strength in range(4)]
+    distances = [fid(one, theirs) for one in ours]
+    assert distances[0] < 1e-5, "as for equal sets"
+    for values in (distances, [kid(one, theirs, subsets=1, size=60)[0] for one in ours]):
         assert all(before < after for before, after in itertools.pairwise(values)), values
 
 
@@ -140,6 +142,7 @@ def test_features_are_taken_from_pictures_as_files_hold_them():
     assert expected.dtype == torch.float64
     assert seen == [32, 35]
     torch.testing.assert_close(features(iter(arrays), net), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(features([array / 255 for array in arrays], net), expected, atol=1e-6, rtol=0)
     with torch.no_grad():
         torch.testing.assert_close(expected[34:], net((images[34:] * 255).round() / 255).double(), atol=1e-6, rtol=0)
 
@@ -180,6 +183,15 @@ def test_missing_weights_leave_a_gap_that_says_why(tmp_path):
     assert score.label == "KID (inception-2015)"
 
 
+def test_too_few_images_leave_a_gap_that_says_why():
+    first, second = scores(pictures(3), pictures(3), network())
+    assert str(first) == "n/a (FID: 16 features need more than 16 images on each side, got 3; give more)"
+    assert str(second) == "n/a (KID: 50 subsets of 1 cannot be taken of 3 images; give more images)"
+    first, second = scores(pictures(10), pictures(10), network())
+    assert first.value is None
+    assert second.value is not None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -192,7 +204,8 @@ def test_missing_weights_leave_a_gap_that_says_why(tmp_path):
         (lambda: fid(drawn(20) * torch.nan, drawn(20)), "features are not all numbers; the network's weights"),
         (lambda: features([], network()), "no images were given"),
         (lambda: features([torch.rand(1, 32, 32)], network()), r"got torch.float32 \(1, 32, 32\)"),
-        (lambda: features([np.zeros((32, 32, 3))], network()), r"uint8 arrays .*, got float64 \(32, 32, 3\)"),
+        (lambda: features([np.zeros((3, 32, 32))], network()), r"arrays \(h, w, 3\) .*, got float64 \(3, 32, 32\)"),
+        (lambda: features([np.zeros((32, 32, 3), np.int64)], network()), r"got int64 \(32, 32, 3\)"),
         (lambda: features(["a.png"], network()), r"got str \(\)"),
         (lambda: features([torch.full((3, 32, 32), torch.nan)], network()), "values that are not numbers"),
         (lambda: features([torch.rand(3, 32, 32), torch.rand(3, 40, 32)], network()), "must have one size; resize"),

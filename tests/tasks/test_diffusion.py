@@ -134,6 +134,35 @@ def test_the_written_pipeline_is_the_averaged_one_and_loads_in_plain_diffusers(t
     assert out.images.shape == (2, 32, 32, 3)
 
 
+def test_adherence_is_that_of_the_averaged_weights(tmp_path, monkeypatch):
+    quiet()
+    run, seen = make_run(tmp_path), []
+    task = make_diffusion(adherence=1)
+
+    def look(prompts, seeds):
+        seen.append(next(task.denoiser.parameters()).detach().clone())
+        return [torch.zeros(32, 32, 3).numpy()]
+
+    monkeypatch.setattr(task, "sample", look)
+    ema = EMA([0.5])
+    make_trainer(run, [ema], max_steps=4).fit(task, datamodule=make_shapes())
+    name = next(iter(dict(task.named_parameters())))
+    assert torch.equal(seen[-1], ema.average()[name])
+
+
+def test_bfloat16_training_keeps_the_noise_schedule_exact(batch):
+    task = make_diffusion(drop_caption=0.0)
+    seen = []
+    task.family = type(task.family)(
+        "unet", task.family.encode, lambda denoiser, noisy, timestep, context: seen.append((noisy, timestep)) or noisy
+    )
+    task._loss(batch, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        task._loss(batch, 0.0)
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert error(seen[1][0], seen[0][0]) < 1e-5
+
+
 def test_losses_and_adherence_are_logged_and_previews_made(trained):
     run, _, rows = trained
     assert [row["step"] for row in rows if "val/loss" in row] == ["4", "8"]
@@ -212,6 +241,8 @@ def test_video_latents_train_too(build):
     ("changes", "said"),
     [
         ({"train": ["unett"]}, "no network 'unett' to train. Did you mean 'unet'"),
+        ({"train": ["unet", "vae"]}, "'vae' is neither the denoiser nor a text encoder"),
+        ({"scheduler": {**DDIM, "prediction_type": "noise"}}, "prediction_type 'noise'"),
         ({"drop_caption": 1.5}, "drop_caption must be a probability"),
         ({"timesteps": "normal"}, "timesteps must be uniform or logit_normal"),
         ({"scheduler": FLOW, "min_snr_gamma": 5.0}, "min_snr_gamma has no meaning"),

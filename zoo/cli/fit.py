@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_USES = {  # task -> what its run is for
+    "RestorationTask": "zoo restore IN OUT --model {}",
+    "DiffusionTask": "zoo sample --prompt TEXT --pipeline {}",
+    "FeatureTask": "zoo evaluate --pipeline shapes-sd --features {}",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `zoo fit`."""
@@ -60,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     run, fresh = _open(args, recipe)
     if not fresh and _is_done(run, recipe):
         log.info("run %s is finished after %s steps; nothing is left to do", run.folder, run.status.get("step"))
-        return _report(args, run)
+        return _report(args, run, recipe)
     checkpoint = None if fresh else run.checkpoint
     built = None
     try:
@@ -77,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if fresh and (built is None or built.trainer.global_step == 0) and "LOCAL_RANK" not in os.environ:
             shutil.rmtree(run.folder, ignore_errors=True)  # nothing was trained: the number is free again
         raise
-    return _report(args, run) if built.trainer.is_global_zero else 0
+    return _report(args, run, recipe) if built.trainer.is_global_zero else 0
 
 
 def _open(args: argparse.Namespace, recipe: "Recipe") -> "tuple[Run, bool]":
@@ -103,7 +109,7 @@ def _is_done(run: "Run", recipe: "Recipe") -> bool:
     return status.get("state") == "finished" and (status.get("hash") == recipe.hash or 0 <= goal <= status["step"])
 
 
-def _report(args: argparse.Namespace, run: "Run") -> int:
+def _report(args: argparse.Namespace, run: "Run", recipe: "Recipe") -> int:
     """Says where things are."""
     from zoo.tracking import read_table
 
@@ -113,6 +119,7 @@ def _report(args: argparse.Namespace, run: "Run") -> int:
         scores |= {name: float(value) for name, value in row.items() if name.startswith("val/")}
     places = {
         "weights": run.folder / "weights.safetensors",
+        "pipeline": run.folder / "pipeline",
         "pictures": run.folder / "media",
         "metrics": run.folder / "metrics.csv",
         "report": run.folder / "index.html",
@@ -124,8 +131,9 @@ def _report(args: argparse.Namespace, run: "Run") -> int:
         return 0
     rows = {"run": f"{run.folder} ({run.status.get('state')}, {run.status.get('step')} steps)", **found}
     rows |= {name: f"{value:.4f} ({run.status.get('protocol')})" for name, value in scores.items()}
-    if "weights" in found:
-        rows["use it"] = f"zoo restore IN OUT --model {run.folder}"
+    use = _USES.get(recipe.config["model"]["class_path"].rpartition(".")[2])
+    if use and {"weights", "pipeline"} & set(found):
+        rows["use it"] = use.format(run.folder)
     width = max(map(len, rows))
     for name, text in rows.items():
         print(f"{name:{width}}  {text}")

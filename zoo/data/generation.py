@@ -88,6 +88,9 @@ class GenerationData(LightningDataModule):
             )
         if cache and hflip:
             raise UserError("data: cached latents cannot be mirrored; remove hflip or cache")
+        largest = max((stage.patch_size for stage in stages or [Stage()]), default=0)
+        if render_sizes and max(render_sizes) < largest:
+            raise UserError(f"data: render_sizes {render_sizes} are all below patch_size {largest}; raise one of them")
         self.source, self.stages = source, Plan(stages or [Stage()]).stages
         if cache and len({stage.patch_size for stage in self.stages}) > 1:
             raise UserError("data: cached latents have one patch_size; give all stages the same, or remove cache")

@@ -85,7 +85,7 @@ class PromptTrial:
             raise UserError(f"evaluate: things must be 1 to {MOST}, got {things}")
         self.sampler = Sampler(pipeline, settings, device=device)
         self.samples = unseen(self.sampler.settings.seed, num, things)
-        self.features = features
+        self.things, self.features = things, features
         self.pictures: list[np.ndarray] = []
 
     @property
@@ -107,22 +107,25 @@ class PromptTrial:
         self.pictures = []
         for number, sample in enumerate(self.samples):
 
-            def step(done: int, whole: int, prompt: str, number: int = number) -> None:
+            def told(done: int, whole: int, prompt: str, number: int = number) -> None:
                 if progress is not None:
                     progress(number + done / whole, total, prompt[:40])
 
-            (made,) = self.sampler.sample([sample.caption], seed=seed + number, step=step)
+            (made,) = self.sampler.sample([sample.caption], seed=seed + number, step=told)
             self.pictures.append(made.pixels)
         real = [self._fitted(sample) for sample in self.samples]
         scenes = [parse(sample.caption) for sample in self.samples]
         random = np.random.RandomState(seed_of(seed, "noise") % 2**32)
         noise = [random.uniform(size=picture.shape).astype(np.float32) for picture in self.pictures]
-        others = scenes[1:] + scenes[:1]
+        # Of as many things as the picture's own prompt, else only counting would be tested.
+        step = 1 if self.things else MOST
+        whole = len(scenes) // step * step
+        others = scenes[step:whole] + scenes[:step]
         rows = [
             self._row("real pictures", real, scenes),
             self._row("through the autoencoder", self._round_trip(real), scenes),
             self._row(self.sampler.name, self.pictures, scenes),
-            self._row("other prompts", self.pictures, others),
+            self._row("other prompts", self.pictures[:whole], others),
             self._row("noise", noise, scenes),
         ]
         return rows
@@ -141,7 +144,7 @@ class PromptTrial:
         distances = []
         if self.features is not None and name != "other prompts":
             # Pictures of other numbers of the same world: those of the same prompts would be too close to be true.
-            world = unseen(self.sampler.settings.seed + 1, len(pictures), None)
+            world = unseen(self.sampler.settings.seed + 1, len(pictures), self.things)
             distances = fid.scores(pictures, [self._fitted(sample) for sample in world], self.features)
         return PromptScores(name, verdicts, things, distances)
 

@@ -21,6 +21,7 @@ from zoo import models
 from zoo.errors import UserError
 
 DEFAULT = "shapes-features"
+SUBSETS = 50  # that KID compares
 _BATCH = 32
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
@@ -34,7 +35,7 @@ class Score:
     Attributes:
         metric: "FID" or "KID".
         protocol: network, numbers of images and subsets.
-        value: None where the weights are missing.
+        value: None where the weights are missing, or too few images were given.
         spread: standard deviation over subsets, of KID.
         missing: what there is to say where there is no value.
     """
@@ -64,7 +65,7 @@ def scores(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Score]:
-    """FID and KID of a set of images; without the network's weights, why there are none.
+    """FID and KID of a set of images; without the network's weights, or with too few images, why there are none.
 
     Args:
         images: those that are judged; as for `features`.
@@ -73,7 +74,7 @@ def scores(
         progress: called with the number of images seen, of both sets together.
 
     Raises:
-        UserError: too few images, images that are none, or a network for something else.
+        UserError: images that are none, or a network for something else.
     """
     try:
         found = feature_network(network)
@@ -83,11 +84,10 @@ def scores(
     theirs = features(real, found, progress=progress and (lambda seen: progress(len(ours) + seen)))
     counts = f"{len(ours):,}" + (f" and {len(theirs):,}" if len(ours) != len(theirs) else "")
     protocol = f"{_name(network, found)}, {counts} images"
-    subsets, size = 50, subset_size(len(ours), len(theirs))
-    value, spread = kid(ours, theirs, subsets=subsets, size=size)
+    subsets = f"{SUBSETS} subsets of {subset_size(len(ours), len(theirs)):,}"
     return [
-        Score("FID", protocol, fid(ours, theirs)),
-        Score("KID", f"{protocol}, {subsets} subsets of {size:,}", value, spread),
+        _scored("FID", protocol, lambda: (fid(ours, theirs), None)),
+        _scored("KID", f"{protocol}, {subsets}", lambda: kid(ours, theirs)),
     ]
 
 
@@ -115,7 +115,7 @@ def fid(a: Tensor, b: Tensor) -> float:
     return max(0.0, metric.compute().item())  # of equal sets, rounding leaves a little on either side of 0
 
 
-def kid(a: Tensor, b: Tensor, *, subsets: int = 50, size: int | None = None, seed: int = 0) -> tuple[float, float]:
+def kid(a: Tensor, b: Tensor, *, subsets: int = SUBSETS, size: int | None = None, seed: int = 0) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the kernel (x y / d + 1)^3, unbiased: it may be negative.
 
     Args:
@@ -159,8 +159,8 @@ def features(
     """What a network sees in images, (n, d) float64 on the CPU.
 
     Args:
-        images: one after the other or (n, 3, h, w), all of one size: uint8 arrays (h, w, 3), or floating tensors
-            (3, h, w), which are rounded to 8 bits in [0, 1], as they would be in a file.
+        images: one after the other or (n, 3, h, w), all of one size: arrays (h, w, 3), uint8 or in [0, 1], or tensors
+            (3, h, w) in [0, 1]; fractions are clamped and rounded to 8 bits, as they would be in a file.
         network: name of a variant, weight file, run folder, or a module with `num_features` that makes
             (b, num_features) of (b, 3, h, w) in [0, 1].
         progress: called with the number of images seen.
@@ -235,14 +235,23 @@ def _batches(images: Images) -> Iterator[Tensor]:
 
 
 def _unit(image: Tensor | np.ndarray) -> Tensor:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    given = image
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        image = torch.from_numpy(image).permute(2, 0, 1)
+        image = image / 255 if image.dtype == torch.uint8 else image
     if not (isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3 and image.shape[0] == 3):
-        kind = f"{getattr(image, 'dtype', type(image).__name__)} {tuple(getattr(image, 'shape', ()))}"
-        raise UserError(f"FID: images are uint8 arrays (h, w, 3) or floating tensors (3, h, w), got {kind}")
+        kind = f"{getattr(given, 'dtype', type(given).__name__)} {tuple(getattr(given, 'shape', ()))}"
+        raise UserError(f"FID: images are arrays (h, w, 3) or tensors (3, h, w) in [0, 1], got {kind}")
     if not torch.isfinite(image).all():
         raise UserError("FID: an image holds values that are not numbers; look at what made it")
     return (image.detach().float().cpu().clamp(0, 1) * 255).round() / 255
+
+
+def _scored(metric: str, protocol: str, measure: Callable[[], tuple[float, float | None]]) -> Score:
+    try:
+        return Score(metric, protocol, *measure())
+    except UserError as error:
+        return Score(metric, protocol, None, missing=str(error))
 
 
 def _name(source: str | Path | nn.Module, network: nn.Module) -> str:

@@ -78,7 +78,7 @@ def judge(image: np.ndarray, scene: Scene) -> Verdict:
     wanted = scene.things
     candidates = [_compared(order, scene) for order in permutations(found, len(wanted))] if len(found) < 7 else []
     missing = dict.fromkeys(("colour", "shape", "size", "relation", "texture"), False)
-    best = max(candidates, key=lambda right: sum(right.values()), default=missing)
+    best = max(candidates, key=lambda right: (sum(right[n] for n in CORE[1:]), right["texture"]), default=missing)
     fits = scene.background in (None, background)
     return Verdict(count=len(found) == len(wanted), background=fits, **best)
 

@@ -89,7 +89,11 @@ def _plain(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Mapp
 
 
 def _pixart(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-    sizes = {"resolution": None, "aspect_ratio": None}
+    sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
+    if denoiser.config.sample_size == 128:  # pyright: ignore (its largest model is told the picture's size)
+        h, w = (8.0 * n for n in latents.shape[2:])
+        sizes = {"resolution": latents.new_tensor([[h, w]]), "aspect_ratio": latents.new_tensor([[h / w]])}
+        sizes = {name: value.repeat(len(latents), 1) for name, value in sizes.items() if value is not None}
     out = denoiser(latents, timestep=timestep, **context, added_cond_kwargs=sizes, return_dict=False)[0]
     return out[:, : latents.shape[1]]  # the second half, a variance, is not trained
 
@@ -110,6 +114,8 @@ def _packed(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Map
 
 def _frames_first(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Mapping[str, Tensor]) -> Tensor:
     """CogVideoX: b t c h w."""
+    if denoiser.config.use_rotary_positional_embeddings:  # pyright: ignore
+        raise UserError("CogVideoX with rotary positions cannot be trained yet; take the 2B model")
     return _plain(denoiser, latents.transpose(1, 2), timestep, context).transpose(1, 2)
 
 

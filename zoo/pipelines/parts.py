@@ -100,16 +100,17 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_log
 
     logs = (diffusers_log, transformers_log)
-    before = [log.get_verbosity() for log in logs]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:
         yield
     finally:
-        for log, level in zip(logs, before, strict=True):
+        for log, (level, bars) in zip(logs, before, strict=True):
             log.set_verbosity(level)
-            log.enable_progress_bar()
+            if bars:
+                log.enable_progress_bar()
 
 
 def to_latents(vae: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401
@@ -208,12 +209,14 @@ def _from_folder(name: str, place: str) -> Any:  # noqa: ANN401
 
 def _class(name: str, what: str) -> Any:  # noqa: ANN401
     """A class of diffusers or transformers that plain data can build."""
+    from transformers import PreTrainedModel
+
     diffusers = _diffusers()
-    bases = (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.DiffusionPipeline)
+    bases: Any = (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.DiffusionPipeline, PreTrainedModel)
     for library in ("diffusers", "transformers"):
         with quiet():  # without torchvision transformers advises to install it, whenever a pipeline is imported
             found = getattr(importlib.import_module(library), name, None) if name.isidentifier() else None
-        if isinstance(found, type) and (issubclass(found, bases) or library == "transformers"):
+        if isinstance(found, type) and issubclass(found, bases):
             return found
     known = [n for n in dir(diffusers) if n[0].isupper()]
     raise UserError(f"{what}: diffusers has no class {name!r}.{nearest(name, known)}")

@@ -199,6 +199,8 @@ class Sampler:
                 )
         except ValueError as error:  # diffusers checks sizes and the like itself, and says what it wants
             raise UserError(f"{type(self.pipe).__name__}: {str(error).strip().splitlines()[0]}") from error
+        if not hasattr(out, "images"):
+            raise UserError(f"pipeline: {type(self.pipe).__name__} makes no images; name a text-to-image pipeline")
         pixels = np.asarray(out.images[0], np.float32)
         if not np.isfinite(pixels).all():
             raise UserError(f"{self.name} returned values that are not numbers; use float32 or less guidance")

@@ -9,7 +9,7 @@ Means over the whole image, which channel attention needs, are found in passes o
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -89,7 +89,7 @@ def restore(
     while True:
         plan = _plan(padded.shape[2:], side, overlap, facts.multiple)
         try:
-            with _evaluating(network):
+            with evaluating(network):
                 out = _run(network, padded, plan, overlap, facts.upscale, batch, progress)
             return out[..., : image.shape[2] * facts.upscale, : image.shape[3] * facts.upscale]
         except (RuntimeError, MemoryError) as error:
@@ -250,7 +250,7 @@ def _run(
 
 
 @contextmanager
-def _evaluating(network: nn.Module):  # noqa: ANN202
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module has the mode that it had.
 
     One thread at a time: mode and means are kept in the network, which others may share.

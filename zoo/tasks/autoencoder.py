@@ -16,11 +16,12 @@ from zoo import media
 from zoo.data.images import to_array
 from zoo.data.sampler import seed_of
 from zoo.errors import UserError
+from zoo.files import write_folder
 from zoo.metrics.prompt import judge
 from zoo.metrics.psnr_ssim import Protocol
 from zoo.scene import parse
 from zoo.tasks.objectives import Objective
-from zoo.tasks.optimizers import build_optimizer, build_schedule
+from zoo.tasks.optimizers import configured
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,11 @@ class AutoencoderTask(LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch {"image": (b, c, h, w) in [0, 1]}."""
         image = batch["image"]
-        generator = torch.Generator().manual_seed(
-            seed_of(self.seed, "latents", self.global_step, batch_idx, self.global_rank)
-        )
         posterior = self.network.encode(image * 2 - 1).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        # Of each sample's number alone, so that neither batch nor rank changes it.
+        seeds = [seed_of(self.seed, "latents", int(number)) for number in batch["number"]]
+        draws = [torch.randn(posterior.mean.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        noise = torch.stack(draws).to(posterior.mean)
         latents = posterior.mean + posterior.std * noise  # b c h w
         restored = self.network.decode(latents).sample / 2 + 0.5
         with torch.no_grad():
@@ -148,11 +149,7 @@ class AutoencoderTask(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all parameters and its schedule, both as the recipe says."""
-        optimizer = build_optimizer(self.optimizer_spec, self.network.parameters())
-        if self.schedule_spec is None:
-            return {"optimizer": optimizer}
-        schedule = build_schedule(self.schedule_spec, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configured(self.network.parameters(), self.optimizer_spec, self.schedule_spec)
 
     def export(self, folder: Path) -> Path:
         """Write a diffusers folder `vae`, with the scaling factor that gives its latents unit variance.
@@ -162,8 +159,7 @@ class AutoencoderTask(LightningModule):
         """
         mean, square = self.moments.tolist()
         self.network.register_to_config(scaling_factor=round((square - mean**2) ** -0.5, 4))
-        self.network.save_pretrained(folder / "vae")
-        return folder / "vae"
+        return write_folder(folder / "vae", self.network.save_pretrained)
 
 
 def _adheres(image: Tensor, caption: str) -> bool | None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from zoo import media
 from zoo.data.sampler import seed_of
 from zoo.errors import UserError, nearest
+from zoo.files import write_folder
 from zoo.metrics.prompt import judge
 from zoo.pipelines.families import Context, family
 from zoo.pipelines.parts import assemble, build_parts, digest, open_pipeline, quiet, to_latents
+from zoo.pipelines.tiling import evaluating
 from zoo.scene import parse
-from zoo.tasks.optimizers import build_optimizer, build_schedule
+from zoo.tasks.optimizers import configured
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +91,19 @@ class DiffusionTask(LightningModule):
         for name in train:
             if name not in modules:
                 raise UserError(f"task: the pipeline has no network {name!r} to train.{nearest(name, modules)}")
-        self.trained = nn.ModuleDict({name: modules[name].train() for name in train})
+            if name != self.family.denoiser and not name.startswith("text_encoder"):
+                raise UserError(f"task: {name!r} is neither the denoiser nor a text encoder; remove it from train")
+        self.trained = nn.ModuleDict({name: modules[name].requires_grad_(True).train() for name in train})
         self.frozen = [part.requires_grad_(False).eval() for name, part in modules.items() if name not in train]
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
         self.drop_caption, self.timesteps, self.seed = drop_caption, timesteps, seed
         self.prompts, self.steps, self.guidance = list(prompts or []), steps, guidance
         self.protocol = f"{steps} steps, guidance {guidance:g}"
         scheduler = self.pipe.scheduler
-        self.is_flow = hasattr(scheduler, "scale_noise")
-        self.prediction = "flow" if self.is_flow else scheduler.config.prediction_type
+        self.prediction = getattr(scheduler.config, "prediction_type", "flow_prediction")
+        self.is_flow = hasattr(scheduler, "scale_noise") or self.prediction == "flow_prediction"
+        if not self.is_flow and self.prediction not in ("epsilon", "v_prediction", "sample"):
+            raise UserError(f"task: prediction_type {self.prediction!r} of the scheduler cannot be trained")
         if self.is_flow and min_snr_gamma is not None:
             raise UserError("task: min_snr_gamma has no meaning for a flow-matching scheduler; remove it")
         self.min_snr_gamma = min_snr_gamma
@@ -130,7 +136,9 @@ class DiffusionTask(LightningModule):
     def encode_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What `data.latents` keeps of a batch {"image": (b, 3, h, w) in [0, 1]}."""
         with torch.no_grad():
-            return {"latents": to_latents(self.pipe.vae, batch["image"].to(self.pipe.vae.device))}
+            vae = self.pipe.vae
+            with torch.autocast(self.device.type, enabled=False):  # noise schedules drown in the 8 bits of bf16
+                return {"latents": to_latents(vae, batch["image"].to(vae.device, vae.dtype)).float()}
 
     def encode_captions(self, captions: list[str]) -> Context:
         """What `data.latents` keeps of captions: all of the context that differs from caption to caption."""
@@ -161,9 +169,9 @@ class DiffusionTask(LightningModule):
         if self._losses:
             self.log("val/loss", torch.cat(self._losses).mean())
         captions = self._captions[: self.adherence]
+        scenes = [parse(caption) for caption in captions]
         if not captions or self.trainer.sanity_checking:
             return
-        scenes = [parse(caption) for caption in captions]
         images = self.sample(captions, [seed_of(self.seed, "adherence", n) for n in range(len(captions))])
         right = [judge(image, scene).all for image, scene in zip(images, scenes, strict=True)]
         self.log("val/adherence", sum(right) / len(right))
@@ -173,14 +181,17 @@ class DiffusionTask(LightningModule):
 
     def _loss(self, batch: Mapping[str, Any], drop: float) -> Tensor:
         """Weighted squared error of the prediction, one value per sample, (b,)."""
-        latents = (batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]).to(self.device)
+        latents = (
+            (batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]).to(self.device).float()
+        )
         draws = [self._draw(int(number), latents.shape[1:]) for number in batch["number"]]
         noise = torch.stack([noise for noise, _, _ in draws]).to(latents)
         share = torch.tensor([share for _, share, _ in draws]).to(latents)
         context = self._context(batch, [luck < drop for _, _, luck in draws])
         wide = (-1,) + (1,) * (latents.ndim - 1)
         if self.is_flow:
-            shift = getattr(self.pipe.scheduler.config, "shift", None) or 1.0
+            config = self.pipe.scheduler.config
+            shift = getattr(config, "shift", None) or getattr(config, "flow_shift", None) or 1.0
             sigma = (shift * share / (1 + (shift - 1) * share)).view(wide)
             noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
             timestep, weight = 1000 * sigma.flatten(), torch.ones_like(share)
@@ -259,33 +270,22 @@ class DiffusionTask(LightningModule):
         images = self.sample(prompts, [seed_of(self.seed, "preview", n) for n in range(len(prompts))])
         yield "samples", media.grid(images, prompts, title=f"{self.protocol}")
 
-    @torch.no_grad()
     def sample(self, prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
         """One picture per prompt, float (h, w, 3) in [0, 1], at most 32 at once."""
         if len(prompts) > 32:
             return self.sample(prompts[:32], seeds[:32]) + self.sample(prompts[32:], seeds[32:])
-        training = [part for part in self.trained.values() if part.training]
-        self.trained.eval()
         self.pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        out = self.pipe(
-            prompts,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
-            generator=generators,
-            output_type="np",
-        )
-        for part in training:
-            part.train()
+        settings = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "output_type": "np"}
+        with evaluating(self.trained):
+            out = self.pipe(prompts, generator=generators, **settings)
+        if not hasattr(out, "images"):
+            raise UserError(f"task: {type(self.pipe).__name__} makes clips, which cannot be shown yet; remove Previews")
         return list(out.images)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all trained parts and its schedule, both as the recipe says."""
-        optimizer = build_optimizer(self.optimizer_spec, self.trained.parameters())
-        if self.schedule_spec is None:
-            return {"optimizer": optimizer}
-        schedule = build_schedule(self.schedule_spec, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configured(self.trained.parameters(), self.optimizer_spec, self.schedule_spec)
 
     def export(self, folder: Path) -> Path:
         """Write a diffusers folder `pipeline`, which `zoo sample --pipeline` and plain diffusers load.
@@ -294,5 +294,4 @@ class DiffusionTask(LightningModule):
             folder: where `pipeline` is put.
         """
         with quiet():
-            self.pipe.save_pretrained(folder / "pipeline")
-        return folder / "pipeline"
+            return write_folder(folder / "pipeline", self.pipe.save_pretrained)

@@ -111,8 +111,8 @@ class EMA(Callback):
         """Validate the average."""
         self._validation.enter_context(self.swapped(pl_module))
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the weights themselves."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the weights themselves; the module has ended its epoch before this, with the average."""
         self._validation.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

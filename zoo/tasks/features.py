@@ -18,7 +18,7 @@ from zoo.data.sampler import seed_of
 from zoo.errors import UserError
 from zoo.models.weights import write_weights
 from zoo.scene import BACKGROUNDS, COLOURS, MOST, RELATIONS, SHAPES, SIZES, TEXTURES, Scene, parse
-from zoo.tasks.optimizers import build_optimizer, build_schedule
+from zoo.tasks.optimizers import configured
 
 FACTS = [  # what may be true of a scene: the group, then what it says
     *product(["shape"], COLOURS, SHAPES),
@@ -159,11 +159,7 @@ class FeatureTask(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all parameters and its schedule, both as the recipe says."""
-        optimizer = build_optimizer(self.optimizer_spec, self.parameters())
-        if self.schedule_spec is None:
-            return {"optimizer": optimizer}
-        schedule = build_schedule(self.schedule_spec, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configured(self.parameters(), self.optimizer_spec, self.schedule_spec)
 
     def export(self, folder: Path) -> Path:
         """Write weights.safetensors, which `zoo.load` and `zoo.metrics.fid` read, into `folder`."""

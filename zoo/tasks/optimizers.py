@@ -124,3 +124,19 @@ def _imported(path: str) -> object:
         return getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
         return None
+
+
+def configured(
+    params: Iterable[nn.Parameter], optimizer: Mapping[str, Any], schedule: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What Lightning wants of `configure_optimizers`: an optimiser and its schedule, stepped every optimisation step.
+
+    Args:
+        params: what is trained.
+        optimizer: as for `build_optimizer`.
+        schedule: as for `build_schedule`; None keeps the learning rate.
+    """
+    built = build_optimizer(optimizer, params)
+    if schedule is None:
+        return {"optimizer": built}
+    return {"optimizer": built, "lr_scheduler": {"scheduler": build_schedule(schedule, built), "interval": "step"}}

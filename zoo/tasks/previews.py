@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from zoo import report, tracking
 from zoo.errors import UserError
 from zoo.files import write_file
+from zoo.pipelines.tiling import evaluating
 from zoo.tasks.ema import averaged
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Previews(Callback):
         if folder is None or not trainer.is_global_zero or step == self._done:
             return
         self._done = step
-        with isolate_rng(), averaged(module):
+        with isolate_rng(), averaged(module), evaluating(module):
             if self._images is None:
                 self._images = [_cut(image, self.crop) for image in islice(_in_turn(trainer), self.count)]
             for name, picture in module.pictures(self._images, self.count):  # pyright: ignore (every task has them)

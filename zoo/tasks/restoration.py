@@ -19,7 +19,7 @@ from zoo.metrics.psnr_ssim import Protocol
 from zoo.models.weights import write_weights
 from zoo.pipelines import tiling
 from zoo.tasks.objectives import Objective
-from zoo.tasks.optimizers import build_optimizer, build_schedule
+from zoo.tasks.optimizers import configured
 
 log = logging.getLogger(__name__)
 
@@ -182,11 +182,9 @@ class RestorationTask(LightningModule):
         The length of the training stands in the recipe: asking the trainer for it would make Lightning forget the
         position of the data when it resumes (Lightning-AI/pytorch-lightning#20550).
         """
-        optimizer = build_optimizer(self.optimizer_spec, [p for p in self.network.parameters() if p.requires_grad])
-        if self.schedule_spec is None:
-            return {"optimizer": optimizer}
-        schedule = build_schedule(self.schedule_spec, optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configured(
+            [p for p in self.network.parameters() if p.requires_grad], self.optimizer_spec, self.schedule_spec
+        )
 
     def export(self, folder: Path) -> Path:
         """Write weights.safetensors, which `zoo.load` and `zoo restore` read, into `folder`."""
