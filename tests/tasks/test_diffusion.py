@@ -237,6 +237,12 @@ def test_video_latents_train_too(build):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.denoiser.parameters())
 
 
+def test_pictures_that_lack_what_their_captions_tell_are_refused(tmp_path):
+    trainer = make_trainer(make_run(tmp_path), max_steps=1)
+    with pytest.raises(UserError, match="cut off what captions tell of"):
+        trainer.fit(make_diffusion(), datamodule=make_shapes(render_sizes=[32, 64]))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -144,6 +144,15 @@ class GenerationData(LightningDataModule):
         report.notes.append(f"{len(self._held)} of them are held out for validation")
         return {"train": report}
 
+    def check_captions(self) -> None:
+        """Refuse crops that leave out what their captions tell of; for tasks that read captions.
+
+        Raises:
+            UserError: scenes are painted larger than the pictures that training takes.
+        """
+        if self.world["render_sizes"] and max(self.world["render_sizes"]) > min(s.patch_size for s in self.stages):
+            raise UserError("data: larger render_sizes cut off what captions tell of; remove them for this task")
+
     def encode(self, encode: Encode, encoder: str, encode_text: EncodeText | None = None) -> None:
         """Encode the samples that training takes, or find them where an earlier run has put them.
 

@@ -121,7 +121,9 @@ class DiffusionTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the data encode images once, and captions for text encoders that stay as they are, if the recipe asks."""
-        data = self.trainer.datamodule  # pyright: ignore
+        data: Any = self.trainer.datamodule  # pyright: ignore
+        if hasattr(data, "check_captions"):
+            data.check_captions()
         if stage == "fit" and getattr(data, "cache", 0):
             for part in self.frozen:
                 part.to(self.trainer.strategy.root_device)
