@@ -6,8 +6,8 @@
     python tools/ship.py runs/0003 shapes-sd --hardware "..."
 
 Restorers become checkpoints/NAME.safetensors, measured on the validation photos, clean and with the LR saved as JPEG
-q 75. Autoencoders and pipelines become folders of diffusers, pipelines measured on 500 unseen prompts. Figures are
-those of the files as shipped.
+q 75; feature networks too, measured by how far they find spoilt scenes from others. Autoencoders and pipelines become
+folders of diffusers, pipelines measured on 500 unseen prompts. Figures are those of the files as shipped.
 """
 
 import argparse
@@ -22,21 +22,33 @@ import torch
 import yaml
 
 from zoo import models, shipped
+from zoo.data.blur import filter2d, gaussian_kernel
+from zoo.data.degradations import add_noise
 from zoo.data.images import to_array, to_tensor
 from zoo.data.shapes import render
 from zoo.errors import UserError
 from zoo.evaluate.generators import PromptTrial, unseen
 from zoo.evaluate.restorers import Scores, evaluate
 from zoo.files import write_file
+from zoo.metrics import fid
 from zoo.metrics.prompt import adherence
 from zoo.metrics.psnr_ssim import Protocol
 from zoo.models.weights import write_weights
 from zoo.pipelines.parts import build_parts, digest, open_pipeline, quiet, to_latents, to_pixels
 from zoo.pipelines.sampling import Settings
 from zoo.scene import parse
+from zoo.tracking import read_table
 
 TOP = shipped.folder("checkpoints")
 DEGRADATIONS = ("bicubic", "bicubic+jpeg75")
+SCENES = 2000
+SPOILT = {
+    "other unseen scenes": lambda images: images,
+    "blurred by 0.5 pixels": lambda images: filter2d(images, gaussian_kernel(11, 0.5)),
+    "blurred by 1 pixel": lambda images: filter2d(images, gaussian_kernel(11, 1.0)),
+    "with noise of 10/255": lambda images: torch.stack([add_noise(x, 10, n) for n, x in enumerate(images)]),
+    "with noise of 25/255": lambda images: torch.stack([add_noise(x, 25, n) for n, x in enumerate(images)]),
+}
 
 
 def figures(scores: Scores) -> dict[str, str]:
@@ -45,17 +57,35 @@ def figures(scores: Scores) -> dict[str, str]:
     return {name: f"{scores.psnr:.2f} dB (bicubic {scores.bicubic_psnr:.2f})"}
 
 
-def ship_restorer(run: Path, name: str) -> dict[str, Any]:
+def ship_network(run: Path, name: str) -> dict[str, Any]:
     """Write NAME.safetensors; returns what its row tells beside the training."""
     network = models.load(run)
     if network.config != models.create(name).config:
         raise UserError(f"ship: {run} holds another network than {name}")
     network.variant = name
     file = write_weights(TOP / f"{name}.safetensors", network, dtype=torch.float16, force=True)
+    measured = restorer_figures(file) if models.lookup(models.family_of(network)).needs else feature_figures(run, file)
+    return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **measured}
+
+
+def feature_figures(run: Path, file: Path) -> dict[str, Any]:
+    """How far spoilt scenes are from others, and what was told rightly at the end of training."""
+    first, other = (
+        torch.stack([to_tensor(render(sample.scene, sample.places)) for sample in unseen(seed, SCENES)])
+        for seed in (0, 1)
+    )
+    found = {name: fid.scores(spoil(first), other, file) for name, spoil in SPOILT.items()}
+    rows, _ = read_table(run / "metrics.csv")
+    last = next(row for row in reversed(rows) if "val/accuracy" in row)
+    told = {key.removeprefix("val/"): f"{100 * float(value):.1f} %" for key, value in last.items() if key[:4] == "val/"}
+    distances = {f"{name}, {one.metric}, {SCENES:,} images": str(one) for name, both in found.items() for one in both}
+    return {"figures": distances, "unseen scenes told rightly": told}
+
+
+def restorer_figures(file: Path) -> dict[str, Any]:
+    """PSNR on the validation photos."""
     tables = [evaluate(file, degradation=degradation) for degradation in DEGRADATIONS]
     return {
-        "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "figures": {key: value for scores in tables for key, value in figures(scores).items()},
         "per_image": {
             scores.degradation: {
@@ -131,7 +161,7 @@ def main() -> int:
     elif (args.run / "vae").is_dir():
         found = ship_autoencoder(args.run, args.into or args.name)
     else:
-        found = ship_restorer(args.run, args.name)
+        found = ship_network(args.run, args.name)
     row = {
         "source": f"zoo fit {args.name}",
         "licence": "Apache-2.0",

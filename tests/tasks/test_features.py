@@ -133,7 +133,10 @@ def test_mistakes_are_named_before_data_are_read(changes, message):
         make_task(**changes)
 
 
-def test_data_without_scenes_are_refused():
+def test_data_without_whole_scenes_are_refused(tmp_path):
+    data = GenerationData(stages=[Stage(None, 2, 32)], render_sizes=[64], validation=0)
+    with pytest.raises(UserError, match="larger render_sizes cut off what captions tell of"):
+        make_trainer(make_run(tmp_path)).fit(make_task(), datamodule=data)
     batch = batch_of(2)
     del batch["scene"]
     with pytest.raises(UserError, match=r"do not tell what is in a picture; set data\.init_args\.source=shapes"):

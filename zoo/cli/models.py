@@ -66,7 +66,8 @@ def _headlines(found: Sequence[models.Facts], key: str) -> tuple[list[str], list
 
     Where protocols differ by more than a crop of as many pixels as the scale, letters lead from one to the other.
     """
-    firsts = [next(iter((_recorded(facts.name)[key] or {}).items()), ("", "")) for facts in found]
+    rows = [_recorded(facts.name)[key] if facts.upscale else None for facts in found]  # of what makes images
+    firsts = [next(iter((row or {}).items()), ("", "")) for row in rows]
     names = [re.sub(rf"\bcrop {f.upscale}\b", "crop = scale", name) for f, (name, _) in zip(found, firsts, strict=True)]
     different = list(dict.fromkeys(filter(None, names)))
     marks = {name: f" [{chr(97 + place)}]" if len(different) > 1 else "" for place, name in enumerate(different)}

@@ -76,11 +76,17 @@ class FeatureTask(LightningModule):
         family = models.family_of(self.network)
         if models.FAMILIES[family].task != "features":
             raise UserError(f"task: {family!r} is no feature network; give network: shapes-features")
-        self.head = nn.Linear(int(self.network.num_features), len(FACTS) + 2)
+        self.head = nn.Linear(self.network.num_features, len(FACTS) + 2)  # pyright: ignore (a feature network)
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
         self.spoilt, self.seed = spoilt, seed
         self._right: list[Tensor] = []
         self.configure_optimizers()
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that show less than they tell of."""
+        data: Any = self.trainer.datamodule  # pyright: ignore
+        if hasattr(data, "check_captions"):
+            data.check_captions()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of FACTS (b, facts), and strengths of blur and noise (b, 2), of images (b, c, h, w) in [0, 1]."""
