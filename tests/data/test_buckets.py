@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.buckets import Buckets, assign, bucket_sizes, choose, cover
+from zoo.data.buckets import Buckets, assign, bucket_sizes, cover
 from zoo.data.captions import CaptionedFolder
 from zoo.data.sampler import Draw
 from zoo.data.stages import Stage
@@ -123,4 +123,3 @@ def test_impossible_requests_are_one_sentence():
     for side, multiple, aspect in ((100, 8, 2), (64, 0, 2), (64, 8, 0.5), (64, 8, float("nan"))):
         with pytest.raises(UserError, match="patch_size must be a multiple of `multiple` and aspect at least 1"):
             bucket_sizes(side, multiple, aspect)
-    assert choose(["a"], 1, 2) == "a"

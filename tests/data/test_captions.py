@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.data.captions import CaptionedFolder
+from zoo.data.captions import CaptionedFolder, choose
 from zoo.errors import UserError
 
 
@@ -169,3 +169,10 @@ def test_useless_folders_are_one_sentence(tmp_path):
     (tmp_path / "b.txt").write_text("elsewhere")
     with pytest.raises(UserError, match=r"none of its 1 images has a caption \(b.txt has no image\)"):
         CaptionedFolder(tmp_path)
+
+
+def test_one_of_several_captions_follows_from_the_number_of_the_sample():
+    drawn = [choose(["a", "b", "c"], 1, number) for number in range(300)]
+    assert drawn == [choose(["a", "b", "c"], 1, number) for number in range(300)]
+    assert drawn != [choose(["a", "b", "c"], 2, number) for number in range(300)]
+    assert min(drawn.count(caption) for caption in "abc") > 70

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from zoo.media import grid, heat_map, hot_spot, side_by_side
+from zoo.media import grid, heat_map, hot_spot, side_by_side, strip
 
 RED, BLUE = np.zeros((2, 48, 48, 3), np.float32)
 RED[..., 0], BLUE[..., 2] = 1, 1
@@ -85,3 +85,10 @@ def test_labels_must_match_images():
         grid([RED, BLUE], ["only one"])
     with pytest.raises(ValueError, match="got 0 and 0"):
         side_by_side([], [])
+
+
+def test_a_strip_shows_a_clip_from_its_first_frame_to_its_last():
+    clip = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
+    assert strip(clip)[0, ::3, 0].tolist() == [0, 3, 5, 8]
+    assert strip(clip[:2]).shape == (2, 6, 3)
+    assert strip(clip[:1]).shape == (2, 3, 3)

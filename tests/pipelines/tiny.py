@@ -171,25 +171,26 @@ def wan():
     return diffusers.WanPipeline(tokenizer, encoder, vae, scheduler, transformer)
 
 
-def cogvideox():
+def cogvideox(**changes):
     """Video latents b t c h w inside, v prediction."""
     torch.manual_seed(0)
     encoder, tokenizer = t5()
-    transformer = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=16,
-        num_layers=1,
-        sample_width=4,
-        sample_height=4,
-        sample_frames=5,
-        patch_size=2,
-        temporal_compression_ratio=4,
-        max_text_seq_length=16,
-    )
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 8,
+        "text_embed_dim": 16,
+        "num_layers": 1,
+        "sample_width": 4,
+        "sample_height": 4,
+        "sample_frames": 5,
+        "patch_size": 2,
+        "temporal_compression_ratio": 4,
+        "max_text_seq_length": 16,
+    }
+    transformer = diffusers.CogVideoXTransformer3DModel(**sizes | changes)
     vae = diffusers.AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,

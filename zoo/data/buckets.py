@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from zoo.data.captions import CaptionedFolder
+from zoo.data.captions import CaptionedFolder, choose
 from zoo.data.images import Report, to_tensor
 from zoo.data.sampler import Draw, seed_of
 from zoo.data.stages import Stage
@@ -161,11 +161,6 @@ class Buckets(Dataset):
         report = self.images.report()
         report.notes += self._notes
         return report
-
-
-def choose(captions: Sequence[str], seed: int, number: int) -> str:
-    """One of several captions, drawn by the number of the sample."""
-    return captions[seed_of(seed, "caption", number) % len(captions)]
 
 
 def cover(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -10,13 +10,14 @@ import json
 import logging
 import posixpath
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.data.images import KEEP_BYTES, Collection, Report, read_uint8, size_of
+from zoo.data.sampler import seed_of
 from zoo.errors import UserError
 from zoo.media import list_images
 
@@ -208,3 +209,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         return
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
+
+
+def choose(captions: Sequence[str], seed: int, number: int) -> str:
+    """One of several captions, drawn by the number of the sample."""
+    return captions[seed_of(seed, "caption", number) % len(captions)]

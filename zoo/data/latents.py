@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.data.buckets import choose
+from zoo.data.captions import choose
 from zoo.data.sampler import Draw, leave_signals_to_the_run
 from zoo.errors import UserError
 from zoo.files import write_file

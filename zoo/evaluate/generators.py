@@ -6,6 +6,7 @@ from below (its pictures judged by another prompt, and noise).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -143,10 +144,21 @@ class PromptTrial:
         things = [len(scene.things) for scene in scenes]
         distances = []
         if self.features is not None and name != "other prompts":
-            # Pictures of other numbers of the same world: those of the same prompts would be too close to be true.
-            world = unseen(self.sampler.settings.seed + 1, len(pictures), self.things)
-            distances = fid.scores(pictures, [self._fitted(sample) for sample in world], self.features)
+            distances = fid.scores(pictures, self._world, self.features)
         return PromptScores(name, verdicts, things, distances)
+
+    @cached_property
+    def _world(self) -> torch.Tensor | list[np.ndarray]:
+        """What pictures should resemble: features of real ones, or these themselves where the network is not here.
+
+        They are of other numbers of the same world: those of the same prompts would be too close to be true.
+        """
+        world = unseen(self.sampler.settings.seed + 1, len(self.samples), self.things)
+        real = [self._fitted(sample) for sample in world]
+        try:
+            return fid.features(real, self.features or fid.DEFAULT)
+        except FileNotFoundError:
+            return real
 
     def _fitted(self, sample: Sample) -> np.ndarray:
         """The true picture at the size of the pipeline's."""

@@ -3,7 +3,7 @@
 Everything in memory is RGB or gray, upright, float in [0, 1], height before width before channels.
 """
 
-from .figures import grid, heat_map, hot_spot, side_by_side
+from .figures import grid, heat_map, hot_spot, side_by_side, strip
 from .files import IMAGE_SUFFIXES, MAX_PIXELS, check_output, list_images, read_image, write_image
 from .pixels import Picture, from_pil, to_pil, to_uint8, to_unit
 
@@ -19,6 +19,7 @@ __all__ = [
     "list_images",
     "read_image",
     "side_by_side",
+    "strip",
     "to_pil",
     "to_uint8",
     "to_unit",

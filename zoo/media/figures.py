@@ -87,6 +87,20 @@ def side_by_side(
     return _sheet(overview + strip, [*labels, *[""] * len(strip)], len(cells), title)
 
 
+def strip(clip: np.ndarray, count: int = 4) -> np.ndarray:
+    """Frames of a clip side by side, evenly spaced from the first to the last.
+
+    Args:
+        clip: (t, h, w, c), float in [0, 1] or uint8.
+        count: frames at most.
+
+    Returns:
+        (h, frames * w, c), dtype of the clip.
+    """
+    places = np.linspace(0, len(clip) - 1, min(count, len(clip))).round().astype(int)
+    return np.concatenate([clip[place] for place in places], axis=1)
+
+
 def heat_map(restored: np.ndarray, gt: np.ndarray, most: float = 0.1) -> np.ndarray:
     """Where two images differ: mean absolute difference of the channels, black = 0 to pale yellow = `most` or above.
 

@@ -69,7 +69,7 @@ def scores(
 
     Args:
         images: those that are judged; as for `features`.
-        real: those that they should resemble.
+        real: those that they should resemble; or what `features` made of them with this network, (m, d).
         network: as for `features`.
         progress: called with the number of images seen, of both sets together.
 
@@ -81,7 +81,10 @@ def scores(
     except FileNotFoundError as error:
         return [Score(metric, str(network), None, missing=str(error)) for metric in ("FID", "KID")]
     ours = features(images, found, progress=progress)
-    theirs = features(real, found, progress=progress and (lambda seen: progress(len(ours) + seen)))
+    if isinstance(real, Tensor) and real.ndim == 2:
+        theirs = real
+    else:
+        theirs = features(real, found, progress=progress and (lambda seen: progress(len(ours) + seen)))
     counts = f"{len(ours):,}" + (f" and {len(theirs):,}" if len(ours) != len(theirs) else "")
     protocol = f"{_name(network, found)}, {counts} images"
     subsets = f"{SUBSETS} subsets of {subset_size(len(ours), len(theirs)):,}"

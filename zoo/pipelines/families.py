@@ -8,6 +8,7 @@ out, whatever layout the denoiser itself takes.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ class Family:
         denoiser: name of the pipeline's part that is trained.
         encode: (pipeline, prompts) -> what conditions the denoiser.
         predict: (denoiser, latents, timestep, context) -> prediction in the layout of the latents.
+        clips: whether it makes these instead of pictures.
     """
 
     denoiser: str
     encode: Callable[[Any, list[str]], Context]
     predict: Callable[[nn.Module, Tensor, Tensor, Context], Tensor]
+    clips: bool = False
 
 
 def family(pipeline: str) -> Family:
@@ -113,10 +116,16 @@ def _packed(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Map
 
 
 def _frames_first(denoiser: nn.Module, latents: Tensor, timestep: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-    """CogVideoX: b t c h w."""
+    """CogVideoX: b t c h w, and rotary positions in all but its smallest model."""
+    places: dict[str, Any] = {}
     if denoiser.config.use_rotary_positional_embeddings:  # pyright: ignore
-        raise UserError("CogVideoX with rotary positions cannot be trained yet; take the 2B model")
-    return _plain(denoiser, latents.transpose(1, 2), timestep, context).transpose(1, 2)
+        from diffusers import CogVideoXPipeline
+
+        *_, t, h, w = latents.shape
+        like = SimpleNamespace(transformer=denoiser, vae_scale_factor_spatial=1)  # sizes in latents, not in pixels
+        rotary = CogVideoXPipeline._prepare_rotary_positional_embeddings(like, h, w, t, latents.device)  # pyright: ignore
+        places["image_rotary_emb"] = rotary
+    return _plain(denoiser, latents.transpose(1, 2), timestep, {**context, **places}).transpose(1, 2)
 
 
 FAMILIES = {
@@ -125,6 +134,6 @@ FAMILIES = {
     "PixArtSigmaPipeline": Family("transformer", _masked, _pixart),
     "StableDiffusion3Pipeline": Family("transformer", _pooled, _plain),
     "FluxPipeline": Family("transformer", _flux, _packed),
-    "WanPipeline": Family("transformer", _hidden, _plain),
-    "CogVideoXPipeline": Family("transformer", _cogvideox, _frames_first),
+    "WanPipeline": Family("transformer", _hidden, _plain, clips=True),
+    "CogVideoXPipeline": Family("transformer", _cogvideox, _frames_first, clips=True),
 }

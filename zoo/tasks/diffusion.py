@@ -20,6 +20,7 @@ from zoo.pipelines.families import Context, family
 from zoo.pipelines.parts import assemble, build_parts, digest, open_pipeline, quiet, to_latents
 from zoo.pipelines.tiling import evaluating
 from zoo.scene import parse
+from zoo.tasks.noising import Noising
 from zoo.tasks.optimizers import configured
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,6 @@ class DiffusionTask(LightningModule):
         UserError: unknown classes or keywords, or settings that contradict the scheduler.
     """
 
-    alphas: Tensor  # cumulative, of schedulers that are not flows
-
     def __init__(
         self,
         *,
@@ -78,8 +77,6 @@ class DiffusionTask(LightningModule):
         self.save_hyperparameters(logger=False, ignore=[] if isinstance(pipeline, str) else ["pipeline"])
         if not 0 <= drop_caption <= 1:
             raise UserError(f"task: drop_caption must be a probability, got {drop_caption}")
-        if timesteps not in ("uniform", "logit_normal"):
-            raise UserError(f"task: timesteps must be uniform or logit_normal, got {timesteps!r}")
         if not isinstance(pipeline, str):
             self.pipe = pipeline
         elif pipeline.endswith("Pipeline") and pipeline.isidentifier():
@@ -96,22 +93,16 @@ class DiffusionTask(LightningModule):
         self.trained = nn.ModuleDict({name: modules[name].requires_grad_(True).train() for name in train})
         self.frozen = [part.requires_grad_(False).eval() for name, part in modules.items() if name not in train]
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
-        self.drop_caption, self.timesteps, self.seed = drop_caption, timesteps, seed
+        self.drop_caption, self.seed = drop_caption, seed
         self.prompts, self.steps, self.guidance = list(prompts or []), steps, guidance
         self.protocol = f"{steps} steps, guidance {guidance:g}"
-        scheduler = self.pipe.scheduler
-        self.prediction = getattr(scheduler.config, "prediction_type", "flow_prediction")
-        self.is_flow = hasattr(scheduler, "scale_noise") or self.prediction == "flow_prediction"
-        if not self.is_flow and self.prediction not in ("epsilon", "v_prediction", "sample"):
-            raise UserError(f"task: prediction_type {self.prediction!r} of the scheduler cannot be trained")
-        if self.is_flow and min_snr_gamma is not None:
-            raise UserError("task: min_snr_gamma has no meaning for a flow-matching scheduler; remove it")
-        self.min_snr_gamma = min_snr_gamma
-        if not self.is_flow:
-            self.register_buffer("alphas", scheduler.alphas_cumprod.clone().float(), persistent=False)
+        self.noising = Noising(self.pipe.scheduler, timesteps=timesteps, min_snr_gamma=min_snr_gamma, seed=seed)
+        if adherence and self.family.clips:
+            raise UserError("task: adherence is judged on pictures, and this pipeline makes clips; set adherence: 0")
         self.adherence = adherence
         self._losses: list[Tensor] = []
         self._captions: list[str] = []
+        self._extent: tuple[int, ...] = ()  # (t, h, w) or (h, w) of the latents seen last
         self.configure_optimizers()
 
     @property
@@ -121,6 +112,8 @@ class DiffusionTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the data encode images once, and captions for text encoders that stay as they are, if the recipe asks."""
+        if self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise UserError(f"task: precision {self.trainer.precision} is not supported; take bf16-mixed or 32-true")
         data: Any = self.trainer.datamodule  # pyright: ignore
         if hasattr(data, "check_captions"):
             data.check_captions()
@@ -171,7 +164,10 @@ class DiffusionTask(LightningModule):
         if self._losses:
             self.log("val/loss", torch.cat(self._losses).mean())
         captions = self._captions[: self.adherence]
-        scenes = [parse(caption) for caption in captions]
+        try:
+            scenes = [parse(caption) for caption in captions]
+        except UserError as error:
+            raise UserError(f"task: adherence needs captions of shapes world ({error}); set adherence: 0") from error
         if not captions or self.trainer.sanity_checking:
             return
         images = self.sample(captions, [seed_of(self.seed, "adherence", n) for n in range(len(captions))])
@@ -186,39 +182,11 @@ class DiffusionTask(LightningModule):
         latents = (
             (batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]).to(self.device).float()
         )
-        draws = [self._draw(int(number), latents.shape[1:]) for number in batch["number"]]
-        noise = torch.stack([noise for noise, _, _ in draws]).to(latents)
-        share = torch.tensor([share for _, share, _ in draws]).to(latents)
-        context = self._context(batch, [luck < drop for _, _, luck in draws])
-        wide = (-1,) + (1,) * (latents.ndim - 1)
-        if self.is_flow:
-            config = self.pipe.scheduler.config
-            shift = getattr(config, "shift", None) or getattr(config, "flow_shift", None) or 1.0
-            sigma = (shift * share / (1 + (shift - 1) * share)).view(wide)
-            noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
-            timestep, weight = 1000 * sigma.flatten(), torch.ones_like(share)
-        else:
-            count = len(self.alphas)
-            timestep = (share * count).long().clamp(max=count - 1)
-            alpha = self.alphas[timestep].to(latents).view(wide)
-            signal, spread = alpha.sqrt(), (1 - alpha).sqrt()
-            noisy = signal * latents + spread * noise
-            target = {
-                "epsilon": noise,
-                "v_prediction": signal * noise - spread * latents,
-                "sample": latents,
-            }[self.prediction]
-            weight = self._weight(alpha.flatten())
-        predicted = self.family.predict(self.denoiser, noisy, timestep, context)
-        return weight * (predicted.float() - target.float()).square().flatten(1).mean(1)
-
-    def _draw(self, number: int, shape: torch.Size) -> tuple[Tensor, float, float]:
-        """Noise, place in time in [0, 1), and the luck that decides about the caption of one sample."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "noise", number))
-        share, luck = torch.rand(2, generator=generator).tolist()
-        if self.timesteps == "logit_normal":
-            share = torch.sigmoid(torch.randn((), generator=generator)).item()
-        return torch.randn(shape, generator=generator), share, luck
+        self._extent = tuple(latents.shape[2:])
+        given = self.noising(latents, batch["number"])
+        context = self._context(batch, (given.luck < drop).tolist())
+        predicted = self.family.predict(self.denoiser, given.latents, given.timestep, context)
+        return given.weight * (predicted.float() - given.target.float()).square().flatten(1).mean(1)
 
     @property
     def _texts(self) -> list[Any]:
@@ -249,16 +217,6 @@ class DiffusionTask(LightningModule):
         with torch.set_grad_enabled(self._learns_text and torch.is_grad_enabled()):
             return self.family.encode(self.pipe, captions)
 
-    def _weight(self, alpha: Tensor) -> Tensor:
-        """Min-SNR weights in terms of the prediction; at zero signal an epsilon tells nothing and counts nothing."""
-        if self.min_snr_gamma is None:
-            return torch.ones_like(alpha)
-        ratio = alpha / (1 - alpha)
-        bounded = ratio.clamp(max=self.min_snr_gamma)
-        if self.prediction == "v_prediction":
-            return bounded / (ratio + 1)
-        return bounded if self.prediction == "sample" else bounded / ratio.clamp(min=1e-8)
-
     def pictures(self, batches: Sequence[Mapping[str, Any]], count: int) -> Iterator[tuple[str, np.ndarray]]:
         """Samples of the fixed prompts, each with its own fixed seed.
 
@@ -273,17 +231,20 @@ class DiffusionTask(LightningModule):
         yield "samples", media.grid(images, prompts, title=f"{self.protocol}")
 
     def sample(self, prompts: list[str], seeds: list[int]) -> list[np.ndarray]:
-        """One picture per prompt, float (h, w, 3) in [0, 1], at most 32 at once."""
+        """One picture per prompt, or some frames of a clip side by side; float (h, w, 3) in [0, 1], 32 at once."""
         if len(prompts) > 32:
             return self.sample(prompts[:32], seeds[:32]) + self.sample(prompts[32:], seeds[32:])
         self.pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         settings = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "output_type": "np"}
+        if self.family.clips and self._extent:  # of the size that is trained: the pipeline's own may take hours
+            t, h, w = self._extent
+            frames = (t - 1) * self.pipe.vae_scale_factor_temporal + 1
+            scale = self.pipe.vae_scale_factor_spatial
+            settings |= {"num_frames": frames, "height": h * scale, "width": w * scale}
         with evaluating(self.trained):
             out = self.pipe(prompts, generator=generators, **settings)
-        if not hasattr(out, "images"):
-            raise UserError(f"task: {type(self.pipe).__name__} makes clips, which cannot be shown yet; remove Previews")
-        return list(out.images)
+        return [media.strip(clip) for clip in out.frames] if self.family.clips else list(out.images)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser over all trained parts and its schedule, both as the recipe says."""
