@@ -7,7 +7,8 @@
 
 Restorers become checkpoints/NAME.safetensors, measured on the validation photos, clean and with the LR saved as JPEG
 q 75; feature networks too, measured by how far they find spoilt scenes from others. Autoencoders and pipelines become
-folders of diffusers, pipelines measured on 500 unseen prompts. Figures are those of the files as shipped.
+folders of diffusers, pipelines measured on 500 unseen prompts, also without their self-attention. Figures are those of
+the files as shipped.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import PreTrainedModel
 
 from zoo import models, shipped
 from zoo.data.blur import filter2d, gaussian_kernel
@@ -128,18 +130,28 @@ def ship_pipeline(run: Path, name: str) -> dict[str, Any]:
         for part, component in pipe.components.items():
             if component is not None and not (part == "vae" and vae.is_dir()):
                 component.save_pretrained(TOP / name / part)
+        # transformers computes in the dtype that the config tells of, unlike diffusers; only the file is fp16.
+        for part, component in pipe.components.items():
+            if isinstance(component, PreTrainedModel):
+                component.config.dtype = torch.float32
+                component.config.save_pretrained(TOP / name / part)
     write_file(TOP / name / "model_index.json", (run / "pipeline" / "model_index.json").read_bytes(), force=True)
     config = yaml.safe_load((run / "checkpoints" / "config.yaml").read_text())["model"]["init_args"]
     sampling = {"steps": config.get("steps", 25), "guidance": config.get("guidance", 4.0)}
     trial = PromptTrial(name, 500, Settings(**sampling))
-    rows = trial.run()
+    rows = {row.name: row for row in trial.run()}
+    blind = PromptTrial(name, 500, Settings(**sampling), features=None)
+    for path, layer in blind.sampler.pipe.unet.named_modules():
+        if path.endswith(".attn1"):
+            layer.register_forward_hook(lambda layer, given, out: torch.zeros_like(out))
+    rows["without self-attention"] = next(row for row in blind.run() if row.name == blind.sampler.name)
     shares = {
-        f"{row.name}, all right": ", ".join(
+        f"{label}, all right": ", ".join(
             [f"{100 * row.share():.1f} %", *(f"{n}: {100 * row.share(things=n):.1f} %" for n in (1, 2, 3))]
         )
-        for row in rows
+        for label, row in rows.items()
     }
-    distances = {f"{row.name}, {score.label}": str(score) for row in rows for score in row.distances}
+    distances = {f"{label}, {score.label}": str(score) for label, row in rows.items() for score in row.distances}
     return {"folder": name, "sampling": sampling, "figures": {"protocol": trial.protocol, **shares, **distances}}
 
 
