@@ -36,8 +36,7 @@ from zoo.metrics import fid
 from zoo.metrics.prompt import adherence
 from zoo.metrics.psnr_ssim import Protocol
 from zoo.models.weights import write_weights
-from zoo.pipelines.parts import build_parts, digest, open_pipeline, quiet, to_latents, to_pixels
-from zoo.pipelines.sampling import Settings
+from zoo.pipelines.parts import SETTINGS, build_parts, digest, open_pipeline, quiet, to_latents, to_pixels
 from zoo.scene import parse
 from zoo.tracking import read_table
 
@@ -136,11 +135,10 @@ def ship_pipeline(run: Path, name: str) -> dict[str, Any]:
                 component.config.dtype = torch.float32
                 component.config.save_pretrained(TOP / name / part)
     write_file(TOP / name / "model_index.json", (run / "pipeline" / "model_index.json").read_bytes(), force=True)
-    config = yaml.safe_load((run / "checkpoints" / "config.yaml").read_text())["model"]["init_args"]
-    sampling = {"steps": config.get("steps", 25), "guidance": config.get("guidance", 4.0)}
-    trial = PromptTrial(name, 500, Settings(**sampling))
+    write_file(TOP / name / SETTINGS, (run / "pipeline" / SETTINGS).read_bytes(), force=True)
+    trial = PromptTrial(name, 500)
     rows = {row.name: row for row in trial.run()}
-    blind = PromptTrial(name, 500, Settings(**sampling), features=None)
+    blind = PromptTrial(name, 500, features=None)
     for path, layer in blind.sampler.pipe.unet.named_modules():
         if path.endswith(".attn1"):
             layer.register_forward_hook(lambda layer, given, out: torch.zeros_like(out))
@@ -152,7 +150,7 @@ def ship_pipeline(run: Path, name: str) -> dict[str, Any]:
         for label, row in rows.items()
     }
     distances = {f"{label}, {score.label}": str(score) for label, row in rows.items() for score in row.distances}
-    return {"folder": name, "sampling": sampling, "figures": {"protocol": trial.protocol, **shares, **distances}}
+    return {"folder": name, "figures": {"protocol": trial.protocol, **shares, **distances}}
 
 
 def main() -> int:

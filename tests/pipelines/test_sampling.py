@@ -7,6 +7,7 @@ import torch
 
 from tests.pipelines.tiny import stable_diffusion
 from zoo.errors import UserError
+from zoo.pipelines.parts import read_settings, save_pipeline
 from zoo.pipelines.sampling import Sampler, Settings
 
 PROMPT = "a red circle"
@@ -80,6 +81,16 @@ def test_defaults_are_those_of_the_pipeline(folder):
     assert (sampler.steps, sampler.guidance) == (50, 7.5)
 
 
+def test_a_trained_pipeline_knows_what_it_should_be_sampled_with(tmp_path):
+    save_pipeline(stable_diffusion(), tmp_path, 7, 3.0)
+    assert read_settings(str(tmp_path)) == {"steps": 7, "guidance": 3.0}
+    sampler = Sampler(str(tmp_path))
+    assert (sampler.steps, sampler.guidance) == (7, 3.0)
+    sampler = Sampler(str(tmp_path), Settings(steps=2, guidance=1.0))
+    assert (sampler.steps, sampler.guidance) == (2, 1.0)
+    assert read_settings("stabilityai/sd-turbo") == {}
+
+
 def test_advice_on_what_the_pipeline_cannot_heed(folder):
     sampler = Sampler(str(folder))
     assert sampler.advice(PROMPT) == []
@@ -87,7 +98,6 @@ def test_advice_on_what_the_pipeline_cannot_heed(folder):
     assert "10002 tokens and only the first 24 count" in sentence
     with pytest.raises(UserError, match="the prompt is empty"):
         sampler.advice("  ")
-    sampler.name = "shapes-sd"
     assert "does not know 'zebra', '😀'" in sampler.advice("a red zebra 😀")[0]
 
 

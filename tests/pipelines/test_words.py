@@ -4,7 +4,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from zoo.errors import UserError
-from zoo.pipelines.words import build_text_encoder, build_tokenizer
+from zoo.pipelines.words import build_text_encoder, build_tokenizer, speaks_shapes
 from zoo.scene import WORDS
 
 
@@ -47,3 +47,11 @@ def test_the_encoder_takes_what_the_tokenizer_gives(tokenizer):
     assert out.pooler_output.shape == (2, 16)
     with pytest.raises(UserError, match="hidden size"):
         build_text_encoder(tokenizer, {**small, "hidden_size": 17})
+
+
+def test_tokenizers_of_shapes_world_are_told_from_others(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    assert speaks_shapes(CLIPTokenizer.from_pretrained(tmp_path))
+    assert not speaks_shapes(build_tokenizer(["red"], 24))
+    assert not speaks_shapes(build_tokenizer([*WORDS, "lighthouse"], 24))
+    assert not speaks_shapes(None)

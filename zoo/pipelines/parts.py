@@ -18,6 +18,7 @@ from zoo.models.weights import tensor_hash
 from zoo.pipelines.words import build_text_encoder, build_tokenizer
 from zoo.scene import WORDS
 
+SETTINGS = "sampling.json"  # beside model_index.json; diffusers leaves it alone
 Spec = str | dict[str, Any]  # a folder or hub id, or {"class_name": ..., keywords of the class}
 
 
@@ -58,6 +59,20 @@ def locate(name: str) -> str:
         return str(folder / "pipeline" if (folder / "pipeline" / "model_index.json").is_file() else folder)
     kept = shipped.folder("checkpoints") / name
     return str(kept) if "/" not in name and kept.is_dir() else name
+
+
+def save_pipeline(pipe: Any, folder: Path, steps: int, guidance: float) -> None:  # noqa: ANN401
+    """Fill a folder that diffusers opens, and note what the pipeline should be sampled with."""
+    with quiet():
+        pipe.save_pretrained(folder)
+    settings = json.dumps({"steps": steps, "guidance": guidance})
+    (folder / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+
+
+def read_settings(name: str) -> dict[str, Any]:
+    """Steps and guidance that a local pipeline should be sampled with; empty where nothing tells."""
+    file = Path(locate(name)) / SETTINGS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def assemble(pipeline: str, parts: Mapping[str, Spec]) -> Any:  # noqa: ANN401

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from zoo import __version__, shipped
+from zoo import __version__
 from zoo.errors import UserError, nearest
 from zoo.models.weights import tensor_hash
-from zoo.pipelines.parts import open_pipeline, quiet
+from zoo.pipelines.parts import open_pipeline, quiet, read_settings
+from zoo.pipelines.words import speaks_shapes
 from zoo.scene import unknown_words
 
 DEFAULT = "shapes-sd"
@@ -21,7 +22,7 @@ DEFAULT = "shapes-sd"
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made. None = as the pipeline itself, or the index of shipped weights, has it.
+    """How pictures are made. None = as the pipeline itself, or the run that trained it, has it.
 
     Attributes:
         steps: of denoising.
@@ -91,7 +92,7 @@ class Sampler:
     ) -> None:
         settings = settings or Settings()
         self.name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
-        known = shipped.index().get(self.name, {}).get("sampling", {})
+        known = read_settings(pipeline) if isinstance(pipeline, str) else {}
         self.pipe = open_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
         with quiet():
             self.pipe.to(device=device, dtype=dtype)
@@ -133,10 +134,10 @@ class Sampler:
         if not prompt.strip():
             raise UserError("the prompt is empty; say what the picture shall show, such as 'a red circle'")
         said = []
-        if self.name == DEFAULT and (odd := unknown_words(prompt)):
-            shown = ", ".join(repr(word) for word in odd[:5]) + (", ..." if len(odd) > 5 else "")
-            said.append(f"shapes world does not know {shown}; README.md lists its words")
         tokenizer = getattr(self.pipe, "tokenizer", None)
+        if speaks_shapes(tokenizer) and (odd := unknown_words(prompt)):
+            shown = ", ".join(repr(word[:20]) for word in odd[:5]) + (", ..." if len(odd) > 5 else "")
+            said.append(f"shapes world does not know {shown}; README.md lists its words")
         with quiet():
             count = len(tokenizer(prompt).input_ids) if tokenizer is not None else 0
         if tokenizer is not None and count > tokenizer.model_max_length:

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AddedToken, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from zoo.errors import UserError
+from zoo.scene import WORDS
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -31,6 +32,11 @@ def build_tokenizer(words: Iterable[str], max_length: int = 77) -> CLIPTokenizer
     # Not as merges of letter pairs: those of one word split others.
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
     return tokenizer
+
+
+def speaks_shapes(tokenizer: Any) -> bool:  # noqa: ANN401 (any tokenizer, or none)
+    """Whether a tokenizer was built on the words of shapes world."""
+    return isinstance(tokenizer, CLIPTokenizer) and {*tokenizer.get_added_vocab()} - {_START, _END} == {*WORDS}
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, keywords: dict[str, Any]) -> CLIPTextModel:

@@ -17,7 +17,7 @@ from zoo.errors import UserError, nearest
 from zoo.files import write_folder
 from zoo.metrics.prompt import judge
 from zoo.pipelines.families import Context, family
-from zoo.pipelines.parts import assemble, build_parts, digest, open_pipeline, quiet, to_latents
+from zoo.pipelines.parts import assemble, build_parts, digest, open_pipeline, save_pipeline, to_latents
 from zoo.pipelines.tiling import evaluating
 from zoo.scene import parse
 from zoo.tasks.noising import Noising
@@ -47,8 +47,8 @@ class DiffusionTask(LightningModule):
         timesteps: "uniform", or "logit_normal" (Esser et al. 2024).
         adherence: on how many captions of validation pictures are made and judged; 0 = none. Shapes world only.
         prompts: of the previews.
-        steps: of sampling in previews.
-        guidance: of sampling in previews.
+        steps: of sampling, in previews and for whoever uses the pipeline later.
+        guidance: likewise.
         seed: decides noise, timesteps and dropped captions.
 
     Raises:
@@ -256,5 +256,5 @@ class DiffusionTask(LightningModule):
         Args:
             folder: where `pipeline` is put.
         """
-        with quiet():
-            return write_folder(folder / "pipeline", self.pipe.save_pretrained)
+        fill = lambda place: save_pipeline(self.pipe, place, self.steps, self.guidance)
+        return write_folder(folder / "pipeline", fill)
