@@ -27,7 +27,7 @@ from zoo import models, shipped
 from zoo.data.blur import filter2d, gaussian_kernel
 from zoo.data.degradations import add_noise
 from zoo.data.images import to_array, to_tensor
-from zoo.data.shapes import render
+from zoo.data.shapes import draw, render
 from zoo.errors import UserError
 from zoo.evaluate.generators import PromptTrial, unseen
 from zoo.evaluate.restorers import Scores, evaluate
@@ -71,10 +71,8 @@ def ship_network(run: Path, name: str) -> dict[str, Any]:
 
 def feature_figures(run: Path, file: Path) -> dict[str, Any]:
     """How far spoilt scenes are from others, and what was told rightly at the end of training."""
-    first, other = (
-        torch.stack([to_tensor(render(sample.scene, sample.places)) for sample in unseen(seed, SCENES)])
-        for seed in (0, 1)
-    )
+    scenes = [[draw(seed, n, held_out=True) for n in range(SCENES)] for seed in (0, 1)]
+    first, other = (torch.stack([to_tensor(render(s.scene, s.places)) for s in some]) for some in scenes)
     found = {name: fid.scores(spoil(first), other, file) for name, spoil in SPOILT.items()}
     rows, _ = read_table(run / "metrics.csv")
     last = next(row for row in reversed(rows) if "val/accuracy" in row)
