@@ -85,21 +85,31 @@ def official(u, delta, A, B, C, D, z, delta_bias, **_):
     return (torch.stack(ys, 2) + u * D[:, None]) * F.silu(z), h
 
 
+def golden(case):
+    """Inputs, options and outputs of the published code."""
+    with safe_open(GOLDEN, "pt") as file:
+        softplus = json.loads(file.metadata()["config"])["cases"][case]["delta_softplus"]
+        parts = {}
+        for kind in ("input", "output"):
+            head = f"{kind}.{case}."
+            parts[kind] = {key.removeprefix(head): file.get_tensor(key) for key in file.keys() if key.startswith(head)}  # noqa: SIM118
+    floats = {name: parts["input"][name] for name in NAMES if name in parts["input"]}
+    return floats, {"delta_softplus": softplus}, parts["output"] | {"weight": parts["input"]["loss_weight"]}
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     "case", ["full", "grouped", "fixedBC", "nosoftplus", "noz_noD", "odd", "slow_decay", "strong_decay"]
 )
 def test_official_results_are_reproduced(case, impl):
-    with safe_open(GOLDEN, "pt") as file:
-        softplus = json.loads(file.metadata()["config"])["cases"][case]["delta_softplus"]
-        floats = {name: f"input.{case}.{name}" for name in NAMES}
-        floats = {name: file.get_tensor(key).requires_grad_() for name, key in floats.items() if key in file.keys()}  # noqa: SIM118
-        y, state = selective_scan(**floats, delta_softplus=softplus, return_state=True, impl=impl)
-        loss = (y * file.get_tensor(f"input.{case}.loss_weight")).sum()
-        assert error(y, file.get_tensor(f"output.{case}.out")) <= GOLDEN_TOLERANCE
-        assert error(state, file.get_tensor(f"output.{case}.last_state")) <= GOLDEN_TOLERANCE
-        for name, grad in zip(floats, torch.autograd.grad(loss, list(floats.values())), strict=True):
-            assert error(grad, file.get_tensor(f"output.{case}.grad.{name}")) <= GOLDEN_TOLERANCE, name
+    floats, options, expected = golden(case)
+    floats = {name: x.requires_grad_() for name, x in floats.items()}
+    y, state = selective_scan(**floats, **options, return_state=True, impl=impl)
+    assert error(y, expected["out"]) <= GOLDEN_TOLERANCE
+    assert error(state, expected["last_state"]) <= GOLDEN_TOLERANCE
+    grads = torch.autograd.grad((y * expected["weight"]).sum(), list(floats.values()))
+    for name, grad in zip(floats, grads, strict=True):
+        assert error(grad, expected[f"grad.{name}"]) <= GOLDEN_TOLERANCE, name
 
 
 def test_reference_equals_the_published_form():
