@@ -12,7 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest value. The kernels compute in the wider of float32 and the dtype given, here on at most 60 terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
 TINY = {"b": 1, "n": 6}
-LARGER = {name: given for name, given in CASES.items() if name != "sizes that divide nothing"}
+SMALL = [name for name in CASES if name != "sizes that divide nothing"]
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def there(floats, options):
     return {name: x.to(DEVICE) for name, x in floats.items()}, options
 
 
-@pytest.mark.parametrize("case", LARGER)
+@pytest.mark.parametrize("case", SMALL)
 def test_output_and_gradients_match_the_float64_reference(case):
     floats, options = problem(**(TINY | CASES[case]))
     expected = run(floats, options | {"impl": "reference"})
@@ -50,12 +50,12 @@ def test_sizes_that_divide_nothing_in_float32():
 
 
 def test_tiles_and_shares_do_not_change_the_result(monkeypatch):
-    floats, options = problem(b=2, e=6, n=7, paths=2, groups=(2, 1))
+    floats, options = problem(b=1, e=6, n=7, paths=2, groups=(2, 1))
     floats, options = there(floats, options)
     expected = run(floats, options | {"impl": "torch"})
     tile = triton_impl._TILES[80]._replace(values=32, back_values=16)
     monkeypatch.setattr(triton_impl, "_TILES", {80: tile})
-    monkeypatch.setattr(triton_impl, "_PROGRAMS", 16)  # two shares of the channels
+    monkeypatch.setattr(triton_impl, "_PROGRAMS", 8)  # two shares of the channels
     for actual, exact in zip(run(floats, options | {"chunk": 4}), expected, strict=True):
         assert error(actual, exact) <= TOLERANCE[torch.float64]
 
@@ -102,25 +102,23 @@ def test_empty_inputs_give_empty_outputs_and_keep_the_state(sizes):
 
 def test_strides_do_not_matter():
     floats, options = there(*problem(b=2, e=2, n=4, s=2, paths=2, groups=(2, 1), state=True))
-    strange = {
-        name: x.repeat_interleave(2, -1)[..., ::2] if x.ndim < 3 else x.mT.contiguous().mT for name, x in floats.items()
-    }
+    turned = lambda x: x.mT.contiguous().mT if x.ndim > 2 else x.repeat_interleave(2, -1)[..., ::2]
+    strange = {name: turned(x) for name, x in floats.items()}
     for actual, exact in zip(run(strange, options), run(floats, options | {"impl": "torch"}), strict=True):
         assert error(actual, exact) <= TOLERANCE[torch.float64]
 
 
 def test_compiles_without_a_graph_break_and_trains():
-    floats, options = there(*problem(b=1, n=4, s=2, paths=2, shared=True, state=True))
+    floats, options = there(*problem(b=1, n=2, e=2, s=2, paths=2, shared=True, state=True))
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
     for actual, exact in zip(run(floats, options, compiled), run(floats, options), strict=True):
         assert torch.equal(actual, exact)
 
 
-@pytest.mark.parametrize("fixed", [True, False])
-def test_registered_op_keeps_the_rules_of_torch(fixed):
-    given = [torch.randn(1, 2, 2, 4, device=DEVICE) for _ in range(3)]  # b r d n
-    shape = (2, 2, 2) if fixed else (1, 2, 2, 4)
-    floats = [*given[:2], -torch.rand(2, 2, 2), torch.randn(shape), torch.randn(shape), torch.randn(2, 2), given[2]]
+def test_registered_op_keeps_the_rules_of_torch():
+    given = [torch.randn(1, 2, 1, 4) for _ in range(3)]  # b r d n
+    weights = [torch.randn(2, 1, 2), torch.randn(1, 2, 2, 4)]  # the same for all tokens, and by path
+    floats = [*given[:2], -torch.rand(2, 1, 2), *weights, torch.randn(2, 1), given[2]]
     floats = [x.to(DEVICE).requires_grad_() for x in floats] + [None, None]
     orders = torch.stack([torch.arange(4), torch.arange(3, -1, -1)]).to(DEVICE)
     torch.library.opcheck(triton_impl._scan, (*floats, orders, True, 4, True))

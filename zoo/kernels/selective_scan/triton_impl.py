@@ -32,7 +32,7 @@ class _Tile(NamedTuple):
 
 
 _VALUES = 1024  # states and tokens in a tile of one channel, if that leaves 16 to 64 tokens
-_TILES = {80: _Tile(2048, 4, 1024, 4)}
+_TILES = {80: _Tile(2048, 4, 1024, 4), 100: _Tile(2048, 8, 1024, 4)}  # eight warps: four spill at 32 states
 _PROGRAMS = 512  # of the second backward kernel, where the problem has them: four for each multiprocessor of an H100
 
 
@@ -45,10 +45,7 @@ def _compose(a1, x1, a2, x2):
 def _softplus(x):
     grown = tl.exp(tl.minimum(x, 20.0))
     more = 1.0 + grown
-    # log(1 + grown) that keeps small values: what the sum rounds away is in the quotient, too
-    return tl.where(
-        x > 20.0, x, tl.where(more == 1.0, grown, tl.log(more) * (grown / tl.where(more == 1.0, 1.0, more - 1.0)))
-    )
+    return tl.where(x > 20.0, x, tl.log(more) - ((more - 1.0) - grown) / more)  # what the sum rounds away is put back
 
 
 @triton.jit
