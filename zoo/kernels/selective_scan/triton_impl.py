@@ -198,7 +198,7 @@ def _backward_kernel(
     sample, path = piece // r, piece % r
     state, place = tl.arange(0, S), tl.arange(0, T)
     in_s, t = state < s, chunk * T + place
-    in_t, in_before, in_after = t < n, (place > 0) & (t <= n), (place < T - 1) & (t + 1 < n)
+    in_t, in_before, in_after = t < n, (place > 0) & (t <= n), t + 1 < n
     token = _tokens(orders_ptr, path, t, n, in_t)
     before, after = _tokens(orders_ptr, path, t - 1, n, in_before), _tokens(orders_ptr, path, t + 1, n, in_after)
     if bias_ptr is not None:
