@@ -10,7 +10,8 @@ from torch import Tensor
 Settings = TypeVar("Settings")
 
 # Read where Triton reads it, when kernels are imported. The interpreter multiplies the bit patterns of bf16 without a
-# word, so that kernels cast both operands of tl.dot to float32 where this holds.
+# word, and its casts to bf16 cut digits off: where this holds, kernels cast both operands of tl.dot to float32, and
+# round before they store.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
