@@ -83,12 +83,12 @@ def problem(case, dtype):
 
 
 def run(attention, args):
-    """Output and the gradient of every tensor of `args` under a loss that weighs each output differently."""
+    """Outputs and the gradient of every tensor of `args` under a loss that weighs each output differently."""
     args = [t.detach().requires_grad_() for t in args]
     y = attention(*args)
-    y = torch.cat([t.double().flatten() for t in (y if isinstance(y, tuple) else [y])])
-    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64)
-    return [y.detach(), *torch.autograd.grad((y * weight).sum(), args)]
+    ys = y if isinstance(y, tuple) else (y,)
+    losses = [(t.double() * torch.linspace(-1, 1, t.numel(), dtype=torch.float64).view(t.shape)).sum() for t in ys]
+    return [*(t.detach() for t in ys), *torch.autograd.grad(sum(losses), args)]
 
 
 def dense(q, k, v, f, eps):
@@ -97,15 +97,17 @@ def dense(q, k, v, f, eps):
     return weights @ v / (weights.sum(-1, keepdim=True) + k.shape[2] * eps)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    ("impl", "dtype"), [("torch", torch.float64), ("torch", torch.float32), ("triton", torch.float32)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_match_the_float64_reference(case, impl, dtype):
     args, call = problem(case, dtype)
     expected = run(lambda *a: call(*a, impl="reference"), [t.double() for t in args])
-    assert call(*args, impl=impl).dtype == dtype
-    for actual, exact in zip(run(lambda *a: call(*a, impl=impl), args), expected, strict=True):
-        assert error(actual, exact) <= TOLERANCE[dtype]
+    actual = run(lambda *a: call(*a, impl=impl), args)
+    assert {t.dtype for t in actual} == {dtype}
+    for one, exact in zip(actual, expected, strict=True):
+        assert error(one, exact) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
@@ -122,9 +124,9 @@ def test_a_thousand_tokens_equal_the_dense_form(impl):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_softmax_of_features_and_of_tokens_equals_efficient_attention(impl):
     g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 40, 16, generator=g, dtype=torch.float64) for _ in range(3))
-    expected = q.softmax(-1) @ (k.softmax(-2).mT @ v)
-    assert error(linear_attention(q, k, v, impl=impl, **EFFICIENT), expected) <= TOLERANCE[torch.float64]
+    q, k, v = (torch.randn(1, 2, 40, 16, generator=g) for _ in range(3))
+    expected = q.double().softmax(-1) @ (k.double().softmax(-2).mT @ v.double())
+    assert error(linear_attention(q, k, v, impl=impl, **EFFICIENT), expected) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -142,7 +144,7 @@ def test_segments_equal_calls_of_their_own(impl):
 @pytest.mark.parametrize("norm", ["mean", "sum", None])
 def test_states_of_token_shards_add_up_to_the_whole_with_gradients(norm, impl):
     g = torch.Generator().manual_seed(0)
-    args = [torch.randn(1, 2, 50, 16, generator=g, dtype=torch.float64) for _ in range(3)]
+    args = [torch.randn(1, 2, 50, 16, generator=g) for _ in range(3)]
     shards = [slice(0, 13), slice(13, 50)]
 
     def sharded(q, k, v):
@@ -151,9 +153,9 @@ def test_states_of_token_shards_add_up_to_the_whole_with_gradients(norm, impl):
         none = k[:, :, :0], v[:, :, :0]
         return torch.cat([linear_attention(q[:, :, s], *none, state=state, norm=norm, impl=impl) for s in shards], 2)
 
-    expected = run(lambda *a: linear_attention(*a, norm=norm), args)
+    expected = run(lambda *a: linear_attention(*a, norm=norm), [t.double() for t in args])
     for actual, exact in zip(run(sharded, args), expected, strict=True):
-        assert error(actual, exact) <= TOLERANCE[torch.float64]
+        assert error(actual, exact) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -28,29 +28,17 @@ Source: Katharopoulos et al. 2020; LinFusion (Liu et al. 2024), `GeneralizedLine
 decoupled numerator as in MLLA (Han et al. 2024); Shen et al. 2021 for softmax_qk.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from zoo.kernels.impls import pick
 
+from .state import LinearState
+
+__all__ = ["LinearState", "linear_attention"]
+
 MAPS = ("elu1", "relu", "identity", "softmax_qk")
 NORMS = ("mean", "mean_queries", "sum", None)
-
-
-class LinearState(NamedTuple):
-    """What queries need to know of keys and values; the parts of two sets of tokens add up.
-
-    Attributes:
-        kv: sum of f(k) v^T, (b, heads, d, e), or (b, heads, segments, d, e) with `cu_seqlens`; float32 or wider.
-        k: sum of f(k), (b, heads, d) or (b, heads, segments, d); dtype of `kv`.
-        keys: how many they were, () or (segments,); dtype of `kv`.
-    """
-
-    kv: Tensor
-    k: Tensor
-    keys: Tensor
 
 
 def linear_attention(
@@ -87,7 +75,7 @@ def linear_attention(
             0 to n = m; the same for each sample.
         state: keys and values that came before and count as well.
         return_state: whether to return the sums over all keys, those of `state` included.
-        impl: "reference", "torch", "triton", or "auto" (Triton on CUDA, torch elsewhere).
+        impl: "reference", "torch", "triton" (not in float64), or "auto" (Triton on CUDA, torch elsewhere).
 
     Returns:
         (b, heads, n, e), dtype of `q`; with `return_state` a tuple with the `LinearState`.
@@ -109,7 +97,7 @@ def linear_attention(
     each = {"mean": (keys, keys), "mean_queries": (queries, keys), "sum": (1.0, 1.0), None: (1.0, None)}[norm]
     divisors = _at_least_one(each[0]), None if each[1] is None else _at_least_one(each[1])
 
-    impl = pick("linear_attention", impl, q)
+    impl = pick("linear_attention", impl, q, triton=q.dtype != torch.float64)
     if impl == "reference":
         from .reference import forward
     elif impl == "torch":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .features import features, slope, softmax_features
+from .state import between
 
 # Numbers of each tensor in work at once: 256 KiB in float32, of which a few fit into the second cache of a CPU.
 _CPU_NUMBERS, _OTHER_NUMBERS = 2**16, 2**24
@@ -35,18 +36,8 @@ def forward(
         q, k = softmax_features(q, k, cu_seqlens)
         feature_map = "identity"
     kv, z = _sum(k, k2, v, cu_seqlens, feature_map, map_eps)
-    if cu_seqlens is None:
-        kv, z = kv.squeeze(2), z.squeeze(2)
-    if before is not None:
-        kv, z = kv + before[0], z + before[1]
-    shares = _share(kv, divisors[0], 2), None if divisors[1] is None else _share(z, divisors[1], 1)
-    if cu_seqlens is None:
-        shares = tuple(t if t is None else t.unsqueeze(2) for t in shares)
+    kv, z, *shares = between(kv, z, divisors, cu_seqlens is not None, before)
     return _read(q, q2, *shares, cu_seqlens, feature_map, map_eps, eps).to(dtype), kv, z
-
-
-def _share(sums: Tensor, divisor: Tensor | float, inner: int) -> Tensor:
-    return sums / (divisor[(..., *[None] * inner)] if isinstance(divisor, Tensor) else divisor)
 
 
 @torch.library.custom_op("zoo::linear_attention_torch_sum", mutates_args=())
