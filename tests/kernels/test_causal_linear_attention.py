@@ -84,8 +84,9 @@ def dense(q, k, v, g, block=1, z=False, eps=1e-6):
     return y / (weights.sum(-1, keepdim=True) + eps) if z else y
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("impl", ["torch", "triton"])
+@pytest.mark.parametrize(
+    ("impl", "dtype"), [("torch", torch.float64), ("torch", torch.float32), ("triton", torch.float32)]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_output_state_and_gradients_match_the_float64_reference(case, impl, dtype):
     args, call = problem(case, dtype)

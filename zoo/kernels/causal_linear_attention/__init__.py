@@ -44,7 +44,7 @@ def causal_linear_attention(
         eps: added to that sum, at least 0.
         initial_state: what came before, (b, heads, d, e); with norm="z" (b, heads, d, e + 1), the last column being z.
         return_state: whether to return the state after the last token, float32 or wider, shaped as `initial_state`.
-        impl: "reference", "torch", "triton", or "auto" (Triton on CUDA, torch elsewhere).
+        impl: "reference", "torch", "triton" (not in float64), or "auto" (Triton on CUDA, torch elsewhere).
 
     Returns:
         (b, heads, n, e), dtype of `q`; with `return_state` a tuple with the state.
@@ -53,7 +53,7 @@ def causal_linear_attention(
         ValueError: shapes, dtypes or options that do not fit together, or an unknown `impl`.
     """
     _check(q, k, v, log_decay, block, norm, eps, initial_state)
-    impl = pick("causal_linear_attention", impl, q)
+    impl = pick("causal_linear_attention", impl, q, triton=q.dtype != torch.float64)
     if impl == "reference":
         from .reference import forward
     elif impl == "torch":
@@ -67,13 +67,12 @@ def causal_linear_attention(
             log_decay = log_decay[..., None]  # b heads n 1
     if norm == "z":
         v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # z is the state of one more value that is always 1
+    wide = torch.promote_types(q.dtype, torch.float32)
     if initial_state is None:
-        wide = torch.promote_types(q.dtype, torch.float32)
         initial_state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=wide)
-    out, state = forward(q, k, v, log_decay, block, initial_state)
+    out, state = forward(q, k, v, log_decay, block, initial_state, wide if norm == "z" else q.dtype)
     if norm == "z":
-        out = out[..., :-1] / (out[..., -1:] + eps)
-    out = out.to(q.dtype)
+        out = (out[..., :-1] / (out[..., -1:] + eps)).to(q.dtype)
     return (out, state) if return_state else out
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     state = initial_state.double()  # b heads d e
     outs = [q[:, :, :0].double() @ state]
@@ -15,5 +15,4 @@ def forward(
             state = log_decay[:, :, span].double().sum(2).exp()[..., None] * state
         state = state + k[:, :, span].double().mT @ v[:, :, span].double()
         outs.append(q[:, :, span].double() @ state)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return torch.cat(outs, 2).to(wide), state.to(wide)
+    return torch.cat(outs, 2).to(dtype), state.to(torch.promote_types(q.dtype, torch.float32))

@@ -20,17 +20,17 @@ _NUMBERS = 2**17  # of each tensor in work at once: 512 KiB in float32
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     g = None if log_decay is None else by_block(log_decay, block)
-    return _causal(q, k, v, g, initial_state, block)
+    return _causal(q, k, v, g, initial_state, block, dtype)
 
 
 @torch.library.custom_op("zoo::causal_linear_attention_torch", mutates_args=())
 def _causal(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, block: int
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, block: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    out, state = _empty_out(q, v), torch.empty_like(initial_state, dtype=_wide(q))
+    out, state = _empty_out(v, dtype), torch.empty_like(initial_state, dtype=_wide(q))
     with torch.autocast(q.device.type, enabled=False):
         for i in range(len(q)):
             s = initial_state[i].to(state.dtype)  # heads d e
@@ -47,8 +47,10 @@ def _causal(
 
 
 @_causal.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    return _empty_out(q, v), torch.empty_like(initial_state, dtype=_wide(q))
+def _(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, initial_state: Tensor, block: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return _empty_out(v, dtype), torch.empty_like(initial_state, dtype=_wide(q))
 
 
 @torch.library.custom_op("zoo::causal_linear_attention_torch_backward", mutates_args=())
@@ -99,14 +101,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
-    *tensors, ctx.block = inputs
+    *tensors, ctx.block, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _grad(ctx: Any, dout: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     g = ctx.saved_tensors[3]
     dq, dk, dv, dg, dinitial = _causal_backward(dout, dstate, *ctx.saved_tensors, ctx.block)
-    return dq, dk, dv, None if g is None else dg, dinitial, None
+    return dq, dk, dv, None if g is None else dg, dinitial, None, None
 
 
 _causal.register_autograd(_grad, setup_context=_save)
@@ -116,10 +118,9 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _empty_out(q: Tensor, v: Tensor) -> Tensor:
-    """Heads next to the features, as the projection after the attention wants them; in float32 or wider."""
-    b, heads, n, e = v.shape
-    return q.new_empty(b, n, heads, e, dtype=_wide(q)).transpose(1, 2)
+def _empty_out(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Heads next to the features, as the projection after the attention wants them."""
+    return v.new_empty(v.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
 
 
 def _chunk(block: int) -> int:
