@@ -1,0 +1,54 @@
+"""How the GPU goes over the tokens: tiles by chip, and spans of tokens that one program takes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.chips import tuned
+
+
+class Tiles(NamedTuple):
+    """Shape of a tile, `rows` tokens by at most `side` features of keys or values, and its launch."""
+
+    rows: int
+    side: int
+    warps: int
+    stages: int
+
+
+# By chip, then by the larger of d and e, at most. Chosen so that nothing spills; newer chips may want larger tiles.
+_TUNED = {80: {64: Tiles(64, 64, 8, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(32, 32, 8, 1)}}
+_PROGRAMS = 1024  # that keep every multiprocessor busy; more would only store more sums
+
+
+class Pass(NamedTuple):
+    """How one pass goes over the tokens."""
+
+    tiles: Tiles
+    spans: int  # per head
+    size: int  # tokens of a span
+    order: Tensor | None  # segment, first token and end of each span, int32 (spans, 3)
+    first: Tensor | None  # first span of each segment, and their number, int32 (segments + 1,)
+
+
+def plan(x: Tensor, width: int, cu_seqlens: Tensor | None, least: int) -> Pass:
+    """Spans of at least `least` times the rows of a tile, so many that they fill the chip."""
+    b, heads, n, _ = x.shape
+    table = tuned(_TUNED, x)
+    tiles = table[min((side for side in table if side >= width), default=max(table))]
+    if x.element_size() > 2:  # so that tiles take no more room in shared memory
+        tiles = tiles._replace(rows=tiles.rows // 2, side=min(tiles.side, 64), stages=1)
+    size = tiles.rows * max(least, -(-n * b * heads // (_PROGRAMS * tiles.rows)))
+    if cu_seqlens is None:
+        return Pass(tiles, max(1, -(-n // size)), size, None, None)
+    # Without a look at the borders, which would be a wait: every segment may end in a span that is not full.
+    segments = len(cu_seqlens) - 1
+    spans, cu_seqlens = n // size + segments, cu_seqlens.int()
+    first = torch.zeros_like(cu_seqlens)
+    first[1:] = ((cu_seqlens.diff() + size - 1) // size).cumsum(0)
+    p = torch.arange(spans, dtype=torch.int32, device=x.device)
+    segment = torch.searchsorted(first[1:], p, right=True, out_int32=True).clamp(max=segments - 1)
+    start = cu_seqlens[segment] + (p - first[segment]) * size
+    stop = torch.minimum(start + size, cu_seqlens[segment + 1])
+    return Pass(tiles, spans, size, torch.stack([segment, start, stop], 1), first)
