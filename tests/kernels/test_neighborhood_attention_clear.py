@@ -91,14 +91,17 @@ def test_flux_with_clear_gives_the_golden_output(name, case):
     assert error(actual, tensors[f"output.{case}"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", ["reference", "torch", "triton"])
 @pytest.mark.parametrize("case", MASKS)
 def test_equal_logits_weigh_what_the_golden_mask_allows(case, impl):
     told = MASKS[case]
     height, width, text, cell = (told[key] for key in ("height", "width", "text_length", "down_factor"))
     n = height * width
+    if impl == "triton" and n > 100:
+        pytest.skip("long under the interpreter")
+    dtype = torch.float32 if impl == "triton" else torch.float64
     mask = load_file(GOLDEN / "clear-masks.safetensors")[f"output.{case}"][text:].double()  # n (text n cells)
-    columns = torch.eye(text + n, dtype=torch.float64)
+    columns = torch.eye(text + n, dtype=dtype)
     seen = mask[:, : text + n]
     if cell > 1:  # a pooled key has the values of all tokens of its cell
         whole = torch.zeros(height // cell * (width // cell), height, width, dtype=torch.float64)
@@ -106,7 +109,7 @@ def test_equal_logits_weigh_what_the_golden_mask_allows(case, impl):
             top, left = i // (width // cell) * cell, i % (width // cell) * cell
             one[top : top + cell, left : left + cell] = 1
         seen = torch.cat([seen[:, :text], seen[:, text:] + mask[:, text + n :] @ whole.flatten(1)], 1)
-    zeros = torch.zeros(1, 1, n, 1, dtype=torch.float64)
+    zeros = torch.zeros(1, 1, n, 1, dtype=dtype)
     actual = neighborhood_attention(
         zeros,
         zeros,
@@ -116,7 +119,7 @@ def test_equal_logits_weigh_what_the_golden_mask_allows(case, impl):
         shape="circle",
         edge="truncate",
         extra_kv=(zeros[:, :, :1].expand(-1, -1, text, -1), columns[None, None, :text]),
-        pool=torch.ones(cell, cell, dtype=torch.float64) if cell > 1 else None,
+        pool=torch.ones(cell, cell) if cell > 1 else None,
         impl=impl,
     )
-    assert error(actual[0, 0], seen / mask.sum(1, keepdim=True)) <= 1e-14
+    assert error(actual[0, 0], seen / mask.sum(1, keepdim=True)) <= 4 * torch.finfo(dtype).eps
