@@ -56,18 +56,29 @@ def _case(grid: tuple[int, ...], extras: int, options: dict) -> Case:
 
     zero = torch.zeros(1, 1, n, 1)
     seen = neighborhood_attention(zero, zero, zero, grid=grid, return_lse=True, **options)[1].exp().sum().item()
+    peers = {
+        # Sees every key: another result, but the time that attention takes without being local.
+        "dense SDPA, no mask": lambda: F.scaled_dot_product_attention(q, *_all(k, v, more)),
+    }
+    if "radius" in options:
+        mask = F.pad(_circle(grid, options["radius"]), (0, extras), value=True)
+        peers["dense SDPA"] = lambda: F.scaled_dot_product_attention(q, *_all(k, v, more), attn_mask=mask)
     told = ", ".join(f"{name} {value}" for name, value in options.items() if name != "edge")
     return Case(
         op="neighborhood_attention",
         shape=f"{'x'.join(map(str, grid))}, {told}, {extras} extra keys, {heads} heads x {d}",
         ours={"torch": lambda: ours("torch", q, k, v, *more)},
-        peers={
-            # Sees every key, so that its result is another one: the time of not being local.
-            "dense SDPA": lambda: F.scaled_dot_product_attention(
-                q, torch.cat([k, more[0]], 2), torch.cat([v, more[1]], 2)
-            )
-        },
+        peers=peers,
         exact=lambda: ours("torch", *(t.double() for t in (q, k, v, *more))),
         flops=4.0 * heads * d * (seen + n * extras),
         bytes=4.0 * heads * d * (4 * n + 2 * extras),
     )
+
+
+def _all(k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> list[Tensor]:
+    return [torch.cat(pair, 2) for pair in zip((k, v), more, strict=True)]
+
+
+def _circle(grid: tuple[int, ...], radius: int) -> Tensor:
+    y, x = (t.flatten() for t in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    return (y[:, None] - y).square() + (x[:, None] - x).square() < radius**2  # n n

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.chips import INTERPRETED, tuned
+from zoo.kernels.chips import tuned
 
 from .plan import Axis, Geometry, key_tiles, query_tiles, spans
 
@@ -66,7 +66,7 @@ class Launch:
         extras, rows = 0 if extra_k is None else extra_k.shape[2], 0 if table is None else table.shape[1]
         self.sizes = q.shape[2], q.shape[1], extras, rows
         self.widths = {"D": d, "E": e, "BD": wide[0], "BE": wide[1]}
-        self.constants = self.widths | {"T": own, "K": other, "NDIM": len(geometry.axes), "WIDE": INTERPRETED}
+        self.constants = self.widths | {"T": own, "K": other, "NDIM": len(geometry.axes)}
         # Circles lie inside their boxes, but for those that end at the query.
         self.constants["BOUNDS"] = not geometry.radius or any(axis.causal for axis in axes)
         self.options = {"num_warps": settings.num_warps, "num_stages": settings.num_stages}

@@ -3,7 +3,6 @@
 Windows come as tables by axis from `plan`, so that kernels know neither edges nor dilation; masks are computed from
 coordinates. Three axes always: shorter grids have leading axes of one token. Gradients are sums in a fixed order, no
 atomics: queries collect theirs first, then keys, then extra keys and the bias from parts of the queries.
-
 Registered as `zoo::neighborhood_attention_triton`, so that torch.compile sees one node.
 """
 
@@ -12,26 +11,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zoo.kernels.chips import INTERPRETED
+
 from .launches import PLACES, Launch, in_rows, strides, tokens_first
 from .plan import Geometry
 
+_INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter multiplies bits of bf16, and cuts off where GPUs round
 _LOG2E = tl.constexpr(1.4426950408889634)
 _STEPS, _REACH, _COUNTS, _WINDOWS, _TILES = (tl.constexpr(place) for place in PLACES)
 _CHUNK = 4096  # queries that one program sums for extra keys and for the bias
 
 
 @triton.jit
-def _rows(ptr, token, inside, stride, D: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+def _rows(ptr, token, inside, stride, D: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)[None, :]
     x = tl.load(ptr + token.to(tl.int64)[:, None] * stride + d, mask=inside[:, None] & (d < D), other=0.0)
-    return x.to(tl.float32) if WIDE else x  # tokens d
+    return x.to(tl.float32) if _INTERPRETED else x  # tokens d
 
 
 @triton.jit
 def _put(ptr, token, inside, stride, x, D: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)[None, :]
-    at = ptr + token.to(tl.int64)[:, None] * stride + d
-    tl.store(at, x.to(ptr.dtype.element_ty), mask=inside[:, None] & (d < D))
+    if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    tl.store(ptr + token.to(tl.int64)[:, None] * stride + d, x.to(ptr.dtype.element_ty), inside[:, None] & (d < D))
 
 
 @triton.jit
@@ -148,7 +152,7 @@ def _query_kernel(
     n, heads, extras, rows, tiles, scale, radius2,
     do0, do1, do2, q0, q1, q2, k0, k1, k2, v0, v1, v2, ek0, ek1, ek2, ev0, ev1, ev2,
     D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    T: tl.constexpr, K: tl.constexpr, NDIM: tl.constexpr, BOUNDS: tl.constexpr, WIDE: tl.constexpr, GRAD: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, NDIM: tl.constexpr, BOUNDS: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries forward, or (GRAD) its gradient, which leaves delta = out . dout - dlse for other kernels."""
     M: tl.constexpr = T[0] * T[1] * T[2]
@@ -157,7 +161,7 @@ def _query_kernel(
     begin, end, first, last, origin = _tiles(plan, tile, False)
     i, own, token = _box(plan, 0, (1, 1, 1), begin, end, origin, T)
     windows = _windows(plan, _down(i), own[:, None])
-    qs = _rows(q + image * q0 + head * q1, token, own, q2, D, BD, WIDE)
+    qs = _rows(q + image * q0 + head * q1, token, own, q2, D, BD)
     k += image * k0 + head * k1
     v += image * v0 + head * v1
     out += (image * n * heads + head) * E
@@ -167,8 +171,8 @@ def _query_kernel(
     acc, total = tl.zeros([M, BD if GRAD else BE], tl.float32), tl.zeros([M], tl.float32)
     if GRAD:
         top = tl.load(lse + stat, mask=own, other=float("inf")) * _LOG2E  # what is no query has no probabilities
-        dos = _rows(dout + image * do0 + head * do1, token, own, do2, E, BE, WIDE)
-        ys = _rows(out, token, own, heads * E, E, BE, WIDE)
+        dos = _rows(dout + image * do0 + head * do1, token, own, do2, E, BE)
+        ys = _rows(out, token, own, heads * E, E, BE)
         drop = tl.sum(ys.to(tl.float32) * dos.to(tl.float32), 1) - tl.load(dlse + stat, mask=own, other=0.0)
         tl.store(delta + stat, drop, mask=own)
     else:
@@ -176,7 +180,7 @@ def _query_kernel(
     counts = _boxes(first, last, K)
     for it in range(counts[0] * counts[1] * counts[2]):
         j, inside, at = _box(plan, it, counts, first, last, origin, K)
-        ks, vs = _rows(k, at, inside, k2, D, BD, WIDE), _rows(v, at, inside, v2, E, BE, WIDE)
+        ks, vs = _rows(k, at, inside, k2, D, BD), _rows(v, at, inside, v2, E, BE)
         seen, row = _pairs(plan, radius2, windows, _down(i), _across(j), inside[None, :], NDIM, BOUNDS)
         logits = _biased(_dot(qs, tl.trans(ks)) * (scale * _LOG2E), table, seen, row)
         acc, top, total = _step(acc, top, total, logits, ks, vs, dos, drop, GRAD)
@@ -186,7 +190,7 @@ def _query_kernel(
         for it in range(0, extras, N):
             at = it + tl.arange(0, N)
             inside = at < extras
-            ks, vs = _rows(extra_k, at, inside, ek2, D, BD, WIDE), _rows(extra_v, at, inside, ev2, E, BE, WIDE)
+            ks, vs = _rows(extra_k, at, inside, ek2, D, BD), _rows(extra_v, at, inside, ev2, E, BE)
             logits = tl.where(inside[None, :], _dot(qs, tl.trans(ks)) * (scale * _LOG2E), float("-inf"))
             acc, top, total = _step(acc, top, total, logits, ks, vs, dos, drop, GRAD)
     if GRAD:
@@ -202,18 +206,18 @@ def _key_kernel(
     dout, q, k, v, table, plan, lse, delta, dk, dv, n, heads, extras, rows, tiles, scale, radius2, CHUNK,
     do0, do1, do2, q0, q1, q2, k0, k1, k2, v0, v1, v2,
     D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    T: tl.constexpr, K: tl.constexpr, NDIM: tl.constexpr, BOUNDS: tl.constexpr, WIDE: tl.constexpr, EXTRA: tl.constexpr,
+    T: tl.constexpr, K: tl.constexpr, NDIM: tl.constexpr, BOUNDS: tl.constexpr, EXTRA: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values: of a tile of the grid, or (EXTRA) of extra ones from one part of the queries."""
     M: tl.constexpr = T[0] * T[1] * T[2]
     N: tl.constexpr = K[0] * K[1] * K[2]
     tile, head, image = _program(tiles, heads)
     if EXTRA:
-        part, blocks = tl.program_id(1), tl.num_programs(0) // tiles  # of all images and heads
-        at = tile * N + tl.arange(0, N)
-        inside, begin, end = at < extras, part * CHUNK, tl.minimum(part * CHUNK + CHUNK, n)
+        at, begin = tile * N + tl.arange(0, N), tl.program_id(1) * CHUNK
+        inside, end = at < extras, tl.minimum(begin + CHUNK, n)
         steps = tl.cdiv(end - begin, M)
-        base, stride = ((part * blocks).to(tl.int64) + image * heads + head) * extras, 1
+        part = tl.program_id(1) * (tl.num_programs(0) // tiles).to(tl.int64)  # behind those of all images and heads
+        base, stride = (part + image * heads + head) * extras, 1
     else:
         begin, end, first, last, origin = _tiles(plan, tile, True)
         j, inside, at = _box(plan, 0, (1, 1, 1), begin, end, origin, K)
@@ -222,26 +226,23 @@ def _key_kernel(
         base, stride = image * n * heads + head, heads
         if table is not None:
             table += head * rows
-    ks = _rows(k + image * k0 + head * k1, at, inside, k2, D, BD, WIDE)
-    vs = _rows(v + image * v0 + head * v1, at, inside, v2, E, BE, WIDE)
+    ks = _rows(k + image * k0 + head * k1, at, inside, k2, D, BD)
+    vs = _rows(v + image * v0 + head * v1, at, inside, v2, E, BE)
     q += image * q0 + head * q1
     dout += image * do0 + head * do1
-    lse += (image * heads + head) * n
-    delta += (image * heads + head) * n
+    lse, delta = lse + (image * heads + head) * n, delta + (image * heads + head) * n
     dks, dvs = tl.zeros([N, BD], tl.float32), tl.zeros([N, BE], tl.float32)
     for it in range(steps):
         if EXTRA:
             token = begin + it * M + tl.arange(0, M)
-            own = token < end
+            own, seen, row = token < end, inside[:, None], 0
         else:
             i, own, token = _box(plan, it, counts, first, last, origin, T)
-        qs, dos = _rows(q, token, own, q2, D, BD, WIDE), _rows(dout, token, own, do2, E, BE, WIDE)
-        top = tl.load(lse + token, mask=own, other=float("inf")) * _LOG2E
-        logits = _dot(ks, tl.trans(qs)) * (scale * _LOG2E)  # m n
-        if not EXTRA:
             windows = _windows(plan, _across(i), own[None, :])
             seen, row = _pairs(plan, radius2, windows, _across(i), _down(j), inside[:, None], NDIM, BOUNDS)
-            logits = _biased(logits, table, seen, row)
+        qs, dos = _rows(q, token, own, q2, D, BD), _rows(dout, token, own, do2, E, BE)
+        top = tl.load(lse + token, mask=own, other=float("inf")) * _LOG2E
+        logits = _biased(_dot(ks, tl.trans(qs)) * (scale * _LOG2E), table, seen, row)  # m n
         p = tl.exp2(logits - top[None, :])
         dvs += _dot(p.to(dos.dtype), dos)
         ds = p * (_dot(vs, tl.trans(dos)) - tl.load(delta + token, mask=own, other=0.0)[None, :])
@@ -268,8 +269,7 @@ def _bias_kernel(
     k += image * k0 + head * k1
     v += image * v0 + head * v1
     dout += image * do0 + head * do1
-    stat = (image * heads + head) * n
-    acc = tl.zeros([M], tl.float32)
+    acc, stat = tl.zeros([M], tl.float32), (image * heads + head) * n
     for it in range(begin, tl.minimum(begin + CHUNK, n), M):
         lane = it + tl.arange(0, M)
         own = lane < tl.minimum(begin + CHUNK, n)
@@ -277,11 +277,11 @@ def _bias_kernel(
         windows, j = _windows(plan, (i0, i1, i2), own), (i0 + by0, i1 + by1, i2 + by2)
         seen, _ = _pairs(plan, radius2, windows, (i0, i1, i2), j, own, 3, True)
         token = windows[0][3] + windows[1][3] + windows[2][3]
-        ks, vs = _rows(k, token + away, seen, k2, D, BD, True), _rows(v, token + away, seen, v2, E, BE, True)
-        qs, dos = _rows(q, token, seen, q2, D, BD, True), _rows(dout, token, seen, do2, E, BE, True)
+        ks, vs = _rows(k, token + away, seen, k2, D, BD), _rows(v, token + away, seen, v2, E, BE)
+        qs, dos = _rows(q, token, seen, q2, D, BD), _rows(dout, token, seen, do2, E, BE)
         top = tl.load(lse + stat + token, mask=seen, other=float("inf"))
-        p = tl.exp2((tl.sum(qs * ks, 1) * scale + bias - top) * _LOG2E)
-        acc += p * (tl.sum(dos * vs, 1) - tl.load(delta + stat + token, mask=seen, other=0.0))
+        p = tl.exp2((tl.sum(qs.to(tl.float32) * ks, 1) * scale + bias - top) * _LOG2E)
+        acc += p * (tl.sum(dos.to(tl.float32) * vs, 1) - tl.load(delta + stat + token, mask=seen, other=0.0))
     tl.store(dtable + (part * heads + head) * rows + row, tl.sum(acc))
 
 
