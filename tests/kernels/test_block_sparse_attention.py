@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 IMPLS = ["reference", "torch", "triton"]
 # Relative to the largest value: sums of up to 300 terms; float32 exponentials of the interpreter cost a little more.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
-GOLDEN_TOLERANCE = {"peaky": 2e-4}  # logits up to 200; the sheet asks for 2e-6 elsewhere
+GOLDEN_TOLERANCE = {"peaky": 2e-4, "low": 2e-2}  # logits up to 200; bfloat16; 2e-6 elsewhere, as the sheet has it
 MASS_TOLERANCE = 1e-5  # relative to the largest, up to 29; lse in float32 alone costs 1.2e-6 of it
 
 SIZES = {  # n, m, d, e, block
@@ -143,10 +143,11 @@ SPARSE, TENSORS = read("block_sparse")
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("case", SPARSE)
 def test_golden_outputs_and_gradients_are_reproduced(case, impl):
-    if impl == "triton" and case not in ("ragged", "rect", "kv_len", "lse_grad", "peaky", "broadcast"):
+    if impl == "triton" and case not in ("rect", "lse_grad", "peaky", "bf16"):
         pytest.skip("interpreted: one case of each kind")
     given, config = lambda name: TENSORS.get(f"input.{case}.{name}"), SPARSE[case]
-    args = [given(name).float().requires_grad_() for name in "qkv"]
+    low = impl == "triton" and case == "bf16"
+    args = [given(name).to(torch.bfloat16 if low else torch.float32).requires_grad_() for name in "qkv"]
     out, lse = block_sparse_attention(
         *args,
         block=(config["Bq"], config["Bk"]),
@@ -165,16 +166,17 @@ def test_golden_outputs_and_gradients_are_reproduced(case, impl):
         finite = expected.isfinite()
         assert torch.equal(actual.isfinite(), finite)
         worst = (actual - expected)[finite].abs().max() / expected[finite].abs().max().clamp(min=1)
-        assert worst <= GOLDEN_TOLERANCE.get(case, 2e-6), name
+        assert worst <= GOLDEN_TOLERANCE.get("low" if low else case, 2e-6), name
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("case", read("adaspa_search")[0])
 def test_golden_masses_are_reproduced_from_exact_and_cached_lse(case, impl):
-    config, given = (part for part in read("adaspa_search"))
+    config, given = read("adaspa_search")
     if impl == "triton" and case != "s70_batch2":
-        pytest.skip("interpreted: the case with a batch and a ragged block")
-    get = lambda name: given[f"input.{case}.{name}"]
+        pytest.skip("interpreted: a case with a ragged block")
+    few = (slice(1, 2), slice(1)) if impl == "triton" else ()
+    get = lambda name: given[f"input.{case}.{name}"][few]
     options = {"block": config[case]["block"], "scale": config[case]["scale"], "impl": impl}
     first, second = (get("q"), get("k")), (get("q_step2"), get("k_step2"))
     _, lse, fused = block_sparse_attention(*first, first[1], return_lse=True, return_block_mass=True, **options)
@@ -185,7 +187,7 @@ def test_golden_masses_are_reproduced_from_exact_and_cached_lse(case, impl):
         "block_mass_step2_exact": block_mass(*second, **options),
     }
     for name, actual in found.items():
-        assert error(actual, given[f"output.{case}.{name}"]) <= MASS_TOLERANCE, name
+        assert error(actual, given[f"output.{case}.{name}"][few]) <= MASS_TOLERANCE, name
     assert torch.equal(fused, found["block_mass"])
 
 
@@ -317,7 +319,11 @@ def test_compiles_without_a_graph_break_and_trains(impl):
 
     def call(q, k, v):
         found = block_sparse_attention(q, k, v, return_lse=True, return_block_mass=True, **options)
-        return *merge(*found[:2], v[:, :, :20], torch.zeros_like(found[1])), found[2], block_mass(q, k, block=16, impl=impl)
+        return (
+            *merge(*found[:2], v[:, :, :20], torch.zeros_like(found[1])),
+            found[2],
+            block_mass(q, k, block=16, impl=impl),
+        )
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     gradients = []

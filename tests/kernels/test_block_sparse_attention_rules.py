@@ -77,7 +77,7 @@ def test_registered_op_keeps_the_rules_of_torch(ruled):
     choice = (torch.rand(1, 2, 3, 3) < 0.7, *rule, torch.tensor([10]), (4, 4), 0.3)
     torch.library.opcheck(torch_impl._attention, (q, k, v, *choice))
     lse = torch.zeros(1, 2, 9)
-    torch.library.opcheck(torch_impl._statistic, (q.detach(), k.detach(), lse, *choice, False))
+    torch.library.opcheck(torch_impl._statistic, (q.detach(), k.detach(), lse, False, *choice))
 
 
 def test_autocast_does_not_lower_the_precision_inside():

@@ -27,7 +27,7 @@ from torch import Tensor
 from zoo.kernels.impls import pick
 
 from .merging import merge
-from .plan import TokenRule, block_cover, blocks, mask_of, pack_mask, unpack_mask
+from .plan import Choice, TokenRule, block_cover, blocks, mask_of, pack_mask, unpack_mask
 
 __all__ = ["TokenRule", "block_cover", "block_mass", "block_sparse_attention", "merge", "pack_mask", "unpack_mask"]
 
@@ -96,13 +96,13 @@ def block_sparse_attention(
     _check_rule(op, rule, q.shape[2], k.shape[2])
     chosen = _implementation(op, impl, q, v.shape[3], size)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    choice = (mask, rule, key_lengths, size, factor)
-    out, lse = chosen.forward(q, k, v, *choice)
+    choice = Choice(mask, rule, key_lengths, size, factor)
+    out, lse = chosen.forward(q, k, v, choice)
     found = [out, lse] if return_lse else [out]
     with torch.no_grad():
         for wanted, largest in ((return_block_max, True), (return_block_mass, False)):
             if wanted:
-                found.append(chosen.statistic(q.detach(), k.detach(), lse.detach(), *choice, largest))
+                found.append(chosen.statistic(q.detach(), k.detach(), lse.detach(), choice, largest))
     return tuple(found) if len(found) > 1 else out
 
 
@@ -143,12 +143,12 @@ def block_mass(
         raise ValueError(f"{op}: lse must be {tuple(q.shape[:3])} for q {tuple(q.shape)}, got {tuple(lse.shape)}")
     chosen = _implementation(op, impl, q, 0, size)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    choice = (None, None, key_lengths, size, factor)
+    choice = Choice(None, None, key_lengths, size, factor)
     with torch.no_grad():
         if lse is None:
-            lse = chosen.forward(q.detach(), k.detach(), k.detach()[..., :0], *choice)[1]
+            lse = chosen.forward(q.detach(), k.detach(), k.detach()[..., :0], choice)[1]
         wide = torch.promote_types(q.dtype, torch.float32)
-        return chosen.statistic(q.detach(), k.detach(), lse.detach().to(wide), *choice, False)
+        return chosen.statistic(q.detach(), k.detach(), lse.detach().to(wide), choice, False)
 
 
 def _implementation(op: str, impl: str, q: Tensor, e: int, block: tuple[int, int]) -> ModuleType:

@@ -1,6 +1,6 @@
 """Which blocks are visited, and which of them need a look at their tokens."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,30 @@ class TokenRule(NamedTuple):
     query: Tensor
     key: Tensor
     allowed: Tensor
+
+
+class Choice(NamedTuple):
+    """What is seen, as one argument of the implementations; see `block_sparse_attention`."""
+
+    mask: Tensor | None
+    rule: TokenRule | None
+    key_lengths: Tensor | None
+    block: tuple[int, int]
+    scale: float
+
+    def flat(self) -> tuple[Tensor | tuple[int, int] | float | None, ...]:
+        """Arguments for an op with `CHOICE` in its schema."""
+        return self.mask, *(self.rule or (None, None, None)), *self[2:]
+
+    @classmethod
+    def of(cls, flat: tuple[Any, ...]) -> "Choice":
+        """Undo `flat`."""
+        mask, query, key, allowed, key_lengths, block, scale = flat
+        rule = None if query is None else TokenRule(query, key, allowed)
+        return cls(mask, rule, key_lengths, tuple(block), scale)
+
+
+CHOICE = "Tensor? mask, Tensor? query, Tensor? key, Tensor? allowed, Tensor? key_lengths, int[] block, float scale"
 
 
 def blocks(n: int, size: int) -> int:
@@ -58,6 +82,12 @@ def _places(device: torch.device) -> Tensor:
     return torch.arange(_BITS - 1, -1, -1, dtype=torch.uint8, device=device)
 
 
+def words_of(mask: Tensor) -> Tensor:
+    """Thirty-two columns an int32, the first in the lowest bit: (..., columns) to (..., ceil(columns / 32))."""
+    bits = F.pad(mask.long(), (0, -mask.shape[-1] % 32)).unflatten(-1, (blocks(mask.shape[-1], 32), 32))
+    return (bits << torch.arange(32, device=mask.device)).sum(-1).int()
+
+
 def mask_of(index: Tensor, columns: int) -> Tensor:
     """Mask (..., columns) of the columns that `index`, (..., width), names; negative ones are none."""
     mask = torch.zeros(*index.shape[:-1], columns + 1, dtype=torch.bool, device=index.device)
@@ -91,33 +121,25 @@ def _present(group: Tensor, size: int, groups: int) -> Tensor:
     return held
 
 
-def visits(
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    tokens: tuple[int, int],
-    block: tuple[int, int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
+def visits(choice: Choice, n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """List the columns to visit by row: first those whose pairs are all seen, then the others, each ascending.
 
     Args:
-        mask: kept blocks as bool or bits, or None for all.
-        rule: which tokens see each other.
-        key_lengths: of each sample, (b,).
-        tokens: queries and keys.
-        block: queries and keys of a block.
+        choice: what is seen.
+        n: queries.
+        m: keys.
         device: of the tokens.
 
     Returns:
         Lengths of the two lists, (b or 1, heads or 1, mq, 2), and all columns one after the other.
     """
-    rows, columns = (blocks(n, size) for n, size in zip(tokens, block, strict=True))
+    mask, rule, key_lengths, block, _ = choice
+    rows, columns = blocks(n, block[0]), blocks(m, block[1])
     if mask is None:
         mask = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=device)
     elif mask.dtype == torch.uint8:
         mask = unpack_mask(mask, columns)
-    lengths = torch.tensor([tokens[1]], device=device) if key_lengths is None else key_lengths.clamp(max=tokens[1])
+    lengths = torch.tensor([m], device=device) if key_lengths is None else key_lengths.clamp(max=m)
     left = lengths[:, None, None, None] - block[1] * torch.arange(columns, device=device)  # keys from a block on
     kept, whole = mask & (left > 0), left >= block[1]
     if rule is not None:

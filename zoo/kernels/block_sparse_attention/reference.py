@@ -4,22 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .plan import TokenRule, blocks, unpack_mask
+from .plan import Choice, blocks, unpack_mask
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    block: tuple[int, int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    seen = _seen(q, k, mask, rule, key_lengths, block)
+def forward(q: Tensor, k: Tensor, v: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    seen = _seen(q, k, choice)
     nothing = ~seen.any(-1)
-    logits = scale * q.double() @ k.double().mT  # b heads n m
+    logits = choice.scale * q.double() @ k.double().mT  # b heads n m
     logits = logits.masked_fill(~seen, -torch.inf).masked_fill(nothing[..., None], 0)
     lse = logits.logsumexp(-1)
     p = (logits - lse[..., None]).exp().masked_fill(nothing[..., None], 0)
@@ -27,35 +18,18 @@ def forward(
     return (p @ v.double()).to(q.dtype), lse.masked_fill(nothing, -torch.inf).to(wide)
 
 
-def statistic(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    block: tuple[int, int],
-    scale: float,
-    largest: bool,
-) -> Tensor:
-    seen = _seen(q, k, mask, rule, key_lengths, block) & (lse > -torch.inf)[..., None]
-    p = (scale * q.double() @ k.double().mT - lse.double()[..., None]).exp().where(seen, 0)  # b heads n m
-    rows, columns = (blocks(count, size) for count, size in zip(p.shape[2:], block, strict=True))
-    p = F.pad(p, (0, columns * block[1] - p.shape[3], 0, rows * block[0] - p.shape[2]))
-    p = p.unflatten(3, (columns, block[1])).unflatten(2, (rows, block[0]))  # b heads mq bm mk bn
+def statistic(q: Tensor, k: Tensor, lse: Tensor, choice: Choice, largest: bool) -> Tensor:
+    seen = _seen(q, k, choice) & (lse > -torch.inf)[..., None]
+    p = (choice.scale * q.double() @ k.double().mT - lse.double()[..., None]).exp().where(seen, 0)  # b heads n m
+    rows, columns = (blocks(count, size) for count, size in zip(p.shape[2:], choice.block, strict=True))
+    p = F.pad(p, (0, columns * choice.block[1] - p.shape[3], 0, rows * choice.block[0] - p.shape[2]))
+    p = p.unflatten(3, (columns, choice.block[1])).unflatten(2, (rows, choice.block[0]))  # b heads mq bm mk bn
     return (p.amax((3, 5)) if largest else p.sum((3, 5))).to(lse.dtype)
 
 
-def _seen(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    block: tuple[int, int],
-) -> Tensor:
+def _seen(q: Tensor, k: Tensor, choice: Choice) -> Tensor:
     """Whether a query sees a key, (b, heads, n, m)."""
-    n, m = q.shape[2], k.shape[2]
+    n, m, (mask, rule, key_lengths, block, _) = q.shape[2], k.shape[2], choice
     seen = torch.ones(*q.shape[:3], m, dtype=torch.bool, device=q.device)
     if mask is not None:
         mask = unpack_mask(mask, blocks(m, block[1])) if mask.dtype == torch.uint8 else mask

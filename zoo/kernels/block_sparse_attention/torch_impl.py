@@ -6,14 +6,14 @@ backward takes softmax anew instead of exp(logits - lse): on a CPU torch's softm
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .plan import TokenRule, blocks, visits
+from .plan import CHOICE, Choice, blocks, visits
 
 # Logits in work at once, 4 MiB in float32: smaller parts of a row were not faster, they only bound the memory.
 _LOGITS = 2**20
@@ -30,52 +30,27 @@ class _Row(NamedTuple):
     hidden: Tensor | None  # (queries, last of the seen), True where the token rule forbids
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    block: tuple[int, int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    return _attention(q, k, v, mask, *(rule or (None, None, None)), key_lengths, block, scale)
+def forward(q: Tensor, k: Tensor, v: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    return _attention(q, k, v, *choice.flat())
 
 
-def statistic(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    rule: TokenRule | None,
-    key_lengths: Tensor | None,
-    block: tuple[int, int],
-    scale: float,
-    largest: bool,
-) -> Tensor:
-    return _statistic(q, k, lse, mask, *(rule or (None, None, None)), key_lengths, block, scale, largest)
+def statistic(q: Tensor, k: Tensor, lse: Tensor, choice: Choice, largest: bool) -> Tensor:
+    return _statistic(q, k, lse, largest, *choice.flat())
 
 
-@torch.library.custom_op("zoo::block_sparse_attention", mutates_args=())
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    query_group: Tensor | None,
-    key_group: Tensor | None,
-    allowed: Tensor | None,
-    key_lengths: Tensor | None,
-    block: Sequence[int],
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    qs, ks, vs = _wide(q) * scale, _blocked(k, block[1]), _blocked(v, block[1])
+@torch.library.custom_op(
+    "zoo::block_sparse_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, {CHOICE}) -> (Tensor, Tensor)",
+)
+def _attention(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    choice = Choice.of(flat)
+    qs, ks, vs = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1])
     out = torch.zeros(*q.shape[:3], v.shape[3], dtype=qs.dtype, device=q.device)
     lse = torch.full(q.shape[:3], -torch.inf, dtype=qs.dtype, device=q.device)
     space = _Space(qs)
     with torch.autocast(q.device.type, enabled=False):
-        for row in _rows(q, k, mask, (query_group, key_group, allowed), key_lengths, block):
+        for row in _rows(q, k, choice):
             p, row_lse = _softmax(qs, ks, row, space)
             lse[row.at][row.queries] = row_lse
             values = space.gather("v", vs[row.at], row)
@@ -89,26 +64,25 @@ def _(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return v.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
-@torch.library.custom_op("zoo::block_sparse_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "zoo::block_sparse_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor dlse, Tensor q, Tensor k, Tensor v, {CHOICE}) -> (Tensor, Tensor, Tensor)",
+)
 def _backward(
     dout: Tensor,
     dlse: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
-    query_group: Tensor | None,
-    key_group: Tensor | None,
-    allowed: Tensor | None,
-    key_lengths: Tensor | None,
-    block: Sequence[int],
-    scale: float,
+    *flat: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor, Tensor]:
-    qs, ks, vs, dos = _wide(q) * scale, _blocked(k, block[1]), _blocked(v, block[1]), _wide(dout)
+    choice = Choice.of(flat)
+    qs, ks, vs, dos = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1]), _wide(dout)
     dq, dks, dvs = torch.zeros_like(qs), torch.zeros_like(ks), torch.zeros_like(vs)
     space = _Space(qs)
     with torch.autocast(q.device.type, enabled=False):
-        for row in _rows(q, k, mask, (query_group, key_group, allowed), key_lengths, block):
+        for row in _rows(q, k, choice):
             p, _ = _softmax(qs, ks, row, space)
             keys = space.gather("k", ks[row.at], row)
             values = space.gather("v", vs[row.at], row)
@@ -119,13 +93,13 @@ def _backward(
             ds.addcmul_(p, dlse[row.at][row.queries, None])
             torch.mm(ds, keys, out=dq[row.at][row.queries])
             for sums, left, right in ((dks, ds, qs[row.at][row.queries]), (dvs, p, do)):
-                part = space.take("d", len(row.columns), block[1], right.shape[1])
+                part = space.take("d", len(row.columns), choice.block[1], right.shape[1])
                 each = part.flatten(0, 1)
                 each[row.seen :] = 0
                 torch.mm(left.mT, right, out=each[: row.seen])
                 sums[row.at].index_add_(0, row.columns, part)
     dk, dv = (d.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype) for d in (dks, dvs))
-    return (dq * scale).to(q.dtype), dk, dv
+    return (dq * choice.scale).to(q.dtype), dk, dv
 
 
 @_backward.register_fake
@@ -145,30 +119,23 @@ def _grad(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:  #
 _attention.register_autograd(_grad, setup_context=_save)
 
 
-@torch.library.custom_op("zoo::block_statistic", mutates_args=())
-def _statistic(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    query_group: Tensor | None,
-    key_group: Tensor | None,
-    allowed: Tensor | None,
-    key_lengths: Tensor | None,
-    block: Sequence[int],
-    scale: float,
-    largest: bool,
-) -> Tensor:
-    qs, ks = _wide(q) * scale, _blocked(k, block[1])
-    found = qs.new_zeros(*q.shape[:2], blocks(q.shape[2], block[0]), ks.shape[2])
+@torch.library.custom_op(
+    "zoo::block_statistic",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor lse, bool largest, {CHOICE}) -> Tensor",
+)
+def _statistic(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
+    choice = Choice.of(flat)
+    qs, ks = _wide(q) * choice.scale, _blocked(k, choice.block[1])
+    found = qs.new_zeros(*q.shape[:2], blocks(q.shape[2], choice.block[0]), ks.shape[2])
     space = _Space(qs)
     with torch.autocast(q.device.type, enabled=False):
-        for row in _rows(q, k, mask, (query_group, key_group, allowed), key_lengths, block):
+        for row in _rows(q, k, choice):
             p, own = _softmax(qs, ks, row, space)
             given = lse[row.at][row.queries]
             p *= (own - given).exp().masked_fill_(given == -torch.inf, 0)[:, None]
-            each = F.pad(p.amax(0) if largest else p.sum(0), (0, len(row.columns) * block[1] - row.seen))
-            each = each.view(-1, block[1])  # c bn
+            each = F.pad(p.amax(0) if largest else p.sum(0), (0, len(row.columns) * choice.block[1] - row.seen))
+            each = each.view(-1, choice.block[1])  # c bn
             here = found[row.at][row.block]
             if largest:
                 here[row.columns] = torch.maximum(here[row.columns], each.amax(1))
@@ -178,8 +145,8 @@ def _statistic(
 
 
 @_statistic.register_fake
-def _(q: Tensor, k: Tensor, lse: Tensor, *choice: Any) -> Tensor:  # noqa: ANN401
-    block = choice[5]
+def _(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
+    block = Choice.of(flat).block
     return lse.new_empty(*q.shape[:2], blocks(q.shape[2], block[0]), blocks(k.shape[2], block[1]))
 
 
@@ -234,27 +201,17 @@ def _softmax(q: Tensor, k: Tensor, row: _Row, space: _Space) -> tuple[Tensor, Te
     return p, lse
 
 
-def _rows(
-    q: Tensor,
-    k: Tensor,
-    mask: Tensor | None,
-    rule: tuple[Tensor | None, Tensor | None, Tensor | None],
-    key_lengths: Tensor | None,
-    block: Sequence[int],
-) -> Iterator[_Row]:
+def _rows(q: Tensor, k: Tensor, choice: Choice) -> Iterator[_Row]:
     """Rows of blocks that visit anything, head by head; long ones in several parts."""
-    (b, heads, n), m, (bm, bn) = q.shape[:3], k.shape[2], block
-    query_group, key_group, allowed = rule
-    hidden = None
-    if query_group is not None and key_group is not None and allowed is not None:
-        rule_, hidden = TokenRule(query_group, key_group, allowed), ~allowed
-        key_group = F.pad(key_group.long(), (0, -m % bn)).view(-1, bn)  # mk bn
-    else:
-        rule_ = None
-    counts, columns = visits(mask, rule_, key_lengths, (n, m), (bm, bn), q.device)
+    (b, heads, n), m, (bm, bn) = q.shape[:3], k.shape[2], choice.block
+    rule, key_lengths = choice.rule, choice.key_lengths
+    counts, columns = visits(choice, n, m, q.device)
     lists = columns.split(counts.sum(-1).flatten().tolist())  # by sample, head and row, each may be shared
     whole = counts[..., 0].flatten().tolist()
     lengths = [m] * b if key_lengths is None else key_lengths.clamp(max=m).tolist()
+    hidden = group = None
+    if rule is not None:
+        hidden, group = ~rule.allowed, F.pad(rule.key.long(), (0, -m % bn)).view(-1, bn)  # mk bn
     for sample in range(b):
         for head in range(heads):
             first = (sample % counts.shape[0] * counts.shape[1] + head % counts.shape[1]) * counts.shape[2]
@@ -268,7 +225,7 @@ def _rows(
                 for start in range(i * bm, min(n, (i + 1) * bm), size):
                     queries = slice(start, min(start + size, n, (i + 1) * bm))
                     cut = None
-                    if hidden is not None and len(visited) > whole[first + i]:
-                        groups = key_group[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
-                        cut = hidden[query_group[queries].long()][:, groups]
+                    if rule is not None and len(visited) > whole[first + i]:
+                        groups = group[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
+                        cut = hidden[rule.query[queries].long()][:, groups]
                     yield _Row((sample, head), i, queries, visited, seen, cut)
