@@ -173,22 +173,19 @@ def test_golden_outputs_and_gradients_are_reproduced(case, impl):
 @pytest.mark.parametrize("case", read("adaspa_search")[0])
 def test_golden_masses_are_reproduced_from_exact_and_cached_lse(case, impl):
     config, given = read("adaspa_search")
-    if impl == "triton" and case != "s70_batch2":
-        pytest.skip("interpreted: a case with a ragged block")
-    few = (slice(1, 2), slice(1)) if impl == "triton" else ()
+    if impl == "triton" and case != "s20_clamp":
+        pytest.skip("interpreted: the smallest case")
+    few = (slice(None), slice(1)) if impl == "triton" else ()
     get = lambda name: given[f"input.{case}.{name}"][few]
     options = {"block": config[case]["block"], "scale": config[case]["scale"], "impl": impl}
     first, second = (get("q"), get("k")), (get("q_step2"), get("k_step2"))
-    _, lse, fused = block_sparse_attention(*first, first[1], return_lse=True, return_block_mass=True, **options)
-    found = {
-        "lse": lse,
-        "block_mass": block_mass(*first, **options),
-        "block_mass_cached_lse": block_mass(*second, lse=lse, **options),
-        "block_mass_step2_exact": block_mass(*second, **options),
-    }
+    _, lse, mass = block_sparse_attention(*first, first[1], return_lse=True, return_block_mass=True, **options)
+    found = {"lse": lse, "block_mass": mass, "block_mass_cached_lse": block_mass(*second, lse=lse, **options)}
+    if impl != "triton":
+        found["block_mass_step2_exact"] = block_mass(*second, **options)
+        assert torch.equal(block_mass(*first, **options), mass)
     for name, actual in found.items():
         assert error(actual, given[f"output.{case}.{name}"][few]) <= MASS_TOLERANCE, name
-    assert torch.equal(fused, found["block_mass"])
 
 
 @pytest.mark.parametrize("case", read("tile_mask")[0])
@@ -270,9 +267,9 @@ def test_thousand_tokens_match_dense_attention_when_all_blocks_are_kept(block):
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_stays_within_the_budget_of_a_dense_run(dtype, impl):
-    n = 64
-    args = [t.to(dtype) for t in tokens(n, n, 32, 32, b=1)]
-    mask = random_mask(n, n, 16, b=1) | torch.eye(4, dtype=torch.bool)
+    n = 48
+    args = [t.to(dtype) for t in tokens(n, n, 32, 32, b=1, heads=1)]
+    mask = random_mask(n, n, 16, b=1, heads=1) | torch.eye(3, dtype=torch.bool)
     seen = mask.repeat_interleave(16, 2).repeat_interleave(16, 3)
 
     def dense(q, k, v):
@@ -314,7 +311,8 @@ def test_strides_do_not_matter(impl):
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_compiles_without_a_graph_break_and_trains(impl):
-    args, mask = tokens(20, 36, 16, 16, dtype=torch.float32), random_mask(20, 36, 16)
+    args = tokens(20, 36, 16, 16, b=1, heads=1, dtype=torch.float32)
+    mask = random_mask(20, 36, 16, b=1, heads=1)
     options = {"block": 16, "impl": impl, "mask": pack_mask(mask), "rule": frames(20, 36)}
 
     def call(q, k, v):

@@ -32,6 +32,10 @@ class Choice(NamedTuple):
     block: tuple[int, int]
     scale: float
 
+    def shape(self, q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
+        """Of the map of blocks, (b, heads, mq, mk)."""
+        return *q.shape[:2], blocks(q.shape[2], self.block[0]), blocks(k.shape[2], self.block[1])
+
     def flat(self) -> tuple[Tensor | tuple[int, int] | float | None, ...]:
         """Arguments for an op with `CHOICE` in its schema."""
         return self.mask, *(self.rule or (None, None, None)), *self[2:]

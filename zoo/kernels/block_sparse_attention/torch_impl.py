@@ -127,7 +127,7 @@ _attention.register_autograd(_grad, setup_context=_save)
 def _statistic(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
     choice = Choice.of(flat)
     qs, ks = _wide(q) * choice.scale, _blocked(k, choice.block[1])
-    found = qs.new_zeros(*q.shape[:2], blocks(q.shape[2], choice.block[0]), ks.shape[2])
+    found = qs.new_zeros(choice.shape(q, k))
     space = _Space(qs)
     with torch.autocast(q.device.type, enabled=False):
         for row in _rows(q, k, choice):
@@ -146,8 +146,7 @@ def _statistic(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> 
 
 @_statistic.register_fake
 def _(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
-    block = Choice.of(flat).block
-    return lse.new_empty(*q.shape[:2], blocks(q.shape[2], block[0]), blocks(k.shape[2], block[1]))
+    return lse.new_empty(Choice.of(flat).shape(q, k))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -292,15 +292,12 @@ def _lists(choice, n, m, by_column, device):
         b, heads = max(b, mask.shape[0]), mask.shape[1]
     counts = torch.empty(b, heads, lines, 2, dtype=torch.int32, device=device)
     lists = torch.empty(b, heads, lines, size, dtype=torch.int16 if size < 2**15 else torch.int32, device=device)
-    pointers = [
-        counts if mask is None else mask.view(torch.uint8),
-        counts if rule is None else sum(part.to(torch.uint8) for part in block_cover(rule, block)),
-        counts if lengths is None else lengths,
-    ]
+    cover = None if rule is None else sum(part.to(torch.uint8) for part in block_cover(rule, block))
+    given = (mask if mask is None else mask.view(torch.uint8), cover, lengths)
     _list_kernel[(lines, heads, b)](
-        *pointers, counts, lists, *strides, rows, columns, n, m, BM=block[0], BN=block[1],
-        BITS=8 if mask is not None and mask.dtype == torch.uint8 else 1, MASKED=mask is not None,
-        RULED=rule is not None, LENGTHS=lengths is not None, BY_COLUMN=by_column,
+        *(counts if t is None else t for t in given), counts, lists, *strides, rows, columns, n, m,
+        BM=block[0], BN=block[1], BITS=8 if mask is not None and mask.dtype == torch.uint8 else 1,
+        MASKED=mask is not None, RULED=rule is not None, LENGTHS=lengths is not None, BY_COLUMN=by_column,
         CHUNK=min(1024, max(16, triton.next_power_of_2(size))), num_warps=4,
     )  # fmt: skip
     return counts, lists
@@ -332,11 +329,12 @@ def _settings(table, q, k, e, flat, by_column=False, blocked=False):
     }  # fmt: skip
 
 
-def _op(name, tensors, result):
-    return torch.library.custom_op(f"zoo::{name}", mutates_args=(), schema=f"({tensors}, {CHOICE}) -> {result}")
+def _op(name, tensors, results, more=""):
+    schema = f"(Tensor {', Tensor '.join(tensors.split())}, {more}{CHOICE}) -> {results}"
+    return torch.library.custom_op(f"zoo::{name}", mutates_args=(), schema=schema)
 
 
-@_op("block_sparse_attention_triton", "Tensor q, Tensor k, Tensor v", "(Tensor, Tensor)")
+@_op("block_sparse_attention_triton", "q k v", "(Tensor, Tensor)")
 def _attention(q, k, v, *choice: object):
     (b, heads, n, _), e = q.shape, v.shape[3]
     out, lse = q.new_empty(b, heads, n, e), q.new_empty(b, heads, n, dtype=torch.float32)
@@ -348,16 +346,10 @@ def _attention(q, k, v, *choice: object):
     return out, lse
 
 
-@_attention.register_fake
-def _(q, k, v, *choice: object):
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=torch.float32)
+_attention.register_fake(lambda q, k, v, *_: (q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3]).float()))
 
 
-@_op(
-    "block_sparse_attention_triton_backward",
-    "Tensor dout, Tensor dlse, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v",
-    "(Tensor, Tensor, Tensor)",
-)
+@_op("block_sparse_attention_triton_backward", "dout dlse out lse q k v", "(Tensor, Tensor, Tensor)")
 def _backward(dout, dlse, out, lse, q, k, v, *choice: object):
     (b, heads, _, _), e = q.shape, v.shape[3]
     dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
@@ -372,9 +364,7 @@ def _backward(dout, dlse, out, lse, q, k, v, *choice: object):
     return dq, dk, dv
 
 
-@_backward.register_fake
-def _(dout, dlse, out, lse, q, k, v, *choice: object):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+_backward.register_fake(lambda dout, dlse, out, lse, *rest: tuple(t.new_empty(t.shape) for t in rest[:3]))
 
 
 def _save(ctx, inputs, output):
@@ -389,22 +379,17 @@ def _grad(ctx, dout, dlse):
 _attention.register_autograd(_grad, setup_context=_save)
 
 
-@_op("block_statistic_triton", "Tensor q, Tensor k, Tensor lse, bool largest", "Tensor")
+@_op("block_statistic_triton", "q k lse", "Tensor", more="bool largest, ")
 def _statistic(q, k, lse, largest, *choice: object):
-    block = Choice.of(choice).block
-    rows, columns = blocks(q.shape[2], block[0]), blocks(k.shape[2], block[1])
-    found = q.new_zeros(*q.shape[:2], rows, columns, dtype=torch.float32)
+    found = q.new_zeros(Choice.of(choice).shape(q, k), dtype=torch.float32)
     if found.numel():
         _, settings = _settings(STATISTIC, q, k, 0, choice, blocked=True)
-        grid, strides = (rows, q.shape[1], q.shape[0]), (*q.stride(), *k.stride())
+        grid, strides = (found.shape[2], q.shape[1], q.shape[0]), (*q.stride(), *k.stride())
         _statistic_kernel[grid](q, k, lse.contiguous(), found, *strides, LARGEST=largest, **settings)
     return found
 
 
-@_statistic.register_fake
-def _(q, k, lse, largest, *choice: object):
-    block = Choice.of(choice).block
-    return lse.new_empty(*q.shape[:2], blocks(q.shape[2], block[0]), blocks(k.shape[2], block[1]))
+_statistic.register_fake(lambda q, k, lse, largest, *choice: lse.new_empty(Choice.of(choice).shape(q, k)))
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
