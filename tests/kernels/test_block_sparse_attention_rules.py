@@ -56,9 +56,9 @@ def test_merge_names_the_shapes_that_disagree():
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_gradients_agree_with_differences(impl):
     mask = torch.tensor([[True, False], [False, False], [True, True]])[None, None]
-    call = lambda *a: block_sparse_attention(*a, block=3, mask=mask, impl=impl, return_lse=True)
-    clean = lambda *a: [call(*a)[0], call(*a)[1][:, :, [0, 1, 2, 6]]]
-    assert torch.autograd.gradcheck(clean, [t.requires_grad_() for t in tokens(7, 5, 4)])
+    call = lambda *a: block_sparse_attention(*a, block=2, mask=mask, impl=impl, return_lse=True)
+    clean = lambda *a: [call(*a)[0], call(*a)[1][:, :, [0, 1, 4]]]
+    assert torch.autograd.gradcheck(clean, [t.requires_grad_() for t in tokens(5, 4, 2)])
 
 
 def test_only_inputs_are_kept_for_the_backward():
@@ -69,11 +69,10 @@ def test_only_inputs_are_kept_for_the_backward():
     assert sum(kept) <= 3 * args[0].numel()
 
 
-@pytest.mark.parametrize("ruled", [True, False])
-def test_registered_op_keeps_the_rules_of_torch(ruled):
+def test_registered_ops_keep_the_rules_of_torch():
     q, k, v = (t.requires_grad_() for t in tokens(9, 12, 8, torch.float32))
     group = lambda n: torch.arange(n) // 5
-    rule = (group(9), group(12), torch.rand(3, 3) < 0.6) if ruled else (None, None, None)
+    rule = (group(9), group(12), torch.rand(3, 3) < 0.6)
     choice = (torch.rand(1, 2, 3, 3) < 0.7, *rule, torch.tensor([10]), (4, 4), 0.3)
     torch.library.opcheck(torch_impl._attention, (q, k, v, *choice))
     lse = torch.zeros(1, 2, 9)
