@@ -1,0 +1,230 @@
+"""One row of blocks after the other: its keys are gathered, so that all products are dense and none is masked in vain.
+
+What lies beyond the last key is cut off; only blocks that a token rule cuts in two are masked. Registered as
+`zoo::block_sparse_attention`, so that torch.compile sees one node and autograd keeps nothing but the inputs. The
+backward takes softmax anew instead of exp(logits - lse): on a CPU torch's softmax is several times faster than its exp.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .plan import CHOICE, Choice, blocks, visits
+
+# Logits in work at once, 4 MiB in float32: smaller parts of a row were not faster, they only bound the memory.
+_LOGITS = 2**20
+
+
+class _Row(NamedTuple):
+    """Queries of one head and the keys that they visit."""
+
+    at: tuple[int, int]  # sample and head
+    block: int
+    queries: slice
+    columns: Tensor  # (c,) int64
+    seen: int  # of the c bn keys; the others are beyond the last
+    hidden: Tensor | None  # (queries, last of the seen), True where the token rule forbids
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    return _attention(q, k, v, *choice.flat())
+
+
+def statistic(q: Tensor, k: Tensor, lse: Tensor, choice: Choice, largest: bool) -> Tensor:
+    return _statistic(q, k, lse, largest, *choice.flat())
+
+
+@torch.library.custom_op(
+    "zoo::block_sparse_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, {CHOICE}) -> (Tensor, Tensor)",
+)
+def _attention(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    choice = Choice.of(flat)
+    qs, ks, vs = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1])
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=qs.dtype, device=q.device)
+    lse = torch.full(q.shape[:3], -torch.inf, dtype=qs.dtype, device=q.device)
+    space = _Space(qs)
+    with torch.autocast(q.device.type, enabled=False):
+        for row in _rows(q, k, choice):
+            p, row_lse = _softmax(qs, ks, row, space)
+            lse[row.at][row.queries] = row_lse
+            values = space.gather("v", vs[row.at], row)
+            torch.mm(p, values, out=out[row.at][row.queries])
+    return out.to(q.dtype), lse
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return v.new_empty(*q.shape[:3], v.shape[3]), lse
+
+
+@torch.library.custom_op(
+    "zoo::block_sparse_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor dout, Tensor dlse, Tensor q, Tensor k, Tensor v, {CHOICE}) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(
+    dout: Tensor,
+    dlse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *flat: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor, Tensor]:
+    choice = Choice.of(flat)
+    qs, ks, vs, dos = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1]), _wide(dout)
+    dq, dks, dvs = torch.zeros_like(qs), torch.zeros_like(ks), torch.zeros_like(vs)
+    space = _Space(qs)
+    with torch.autocast(q.device.type, enabled=False):
+        for row in _rows(q, k, choice):
+            p, _ = _softmax(qs, ks, row, space)
+            keys = space.gather("k", ks[row.at], row)
+            values = space.gather("v", vs[row.at], row)
+            do = dos[row.at][row.queries]
+            dp = torch.mm(do, values.mT, out=space.take("dp", *p.shape))
+            # A constant that is added to a row of dp leaves ds as it is: the gradient of lse comes after.
+            ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=space.take("ds", *p.shape))
+            ds.addcmul_(p, dlse[row.at][row.queries, None])
+            torch.mm(ds, keys, out=dq[row.at][row.queries])
+            for sums, left, right in ((dks, ds, qs[row.at][row.queries]), (dvs, p, do)):
+                part = space.take("d", len(row.columns), choice.block[1], right.shape[1])
+                each = part.flatten(0, 1)
+                each[row.seen :] = 0
+                torch.mm(left.mT, right, out=each[: row.seen])
+                sums[row.at].index_add_(0, row.columns, part)
+    dk, dv = (d.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype) for d in (dks, dvs))
+    return (dq * choice.scale).to(q.dtype), dk, dv
+
+
+@_backward.register_fake
+def _(dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+    *tensors, ctx.block, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _grad(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    return *_backward(dout, dlse, *ctx.saved_tensors, ctx.block, ctx.scale), *[None] * 7
+
+
+_attention.register_autograd(_grad, setup_context=_save)
+
+
+@torch.library.custom_op(
+    "zoo::block_statistic",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor lse, bool largest, {CHOICE}) -> Tensor",
+)
+def _statistic(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
+    choice = Choice.of(flat)
+    qs, ks = _wide(q) * choice.scale, _blocked(k, choice.block[1])
+    found = qs.new_zeros(choice.shape(q, k))
+    space = _Space(qs)
+    with torch.autocast(q.device.type, enabled=False):
+        for row in _rows(q, k, choice):
+            p, own = _softmax(qs, ks, row, space)
+            given = lse[row.at][row.queries]
+            p *= (own - given).exp().masked_fill_(given == -torch.inf, 0)[:, None]
+            each = F.pad(p.amax(0) if largest else p.sum(0), (0, len(row.columns) * choice.block[1] - row.seen))
+            each = each.view(-1, choice.block[1])  # c bn
+            here = found[row.at][row.block]
+            if largest:
+                here[row.columns] = torch.maximum(here[row.columns], each.amax(1))
+            else:
+                here[row.columns] += each.sum(1)
+    return found
+
+
+@_statistic.register_fake
+def _(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
+    return lse.new_empty(Choice.of(flat).shape(q, k))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _blocked(x: Tensor, size: int) -> Tensor:
+    """Tokens in whole blocks, (b, heads, blocks, size, d), zeros behind the last token."""
+    count = blocks(x.shape[2], size)
+    whole = _wide(x)
+    if x.shape[2] != count * size:
+        whole = F.pad(whole, (0, 0, 0, count * size - x.shape[2]))
+    return whole.contiguous().view(*x.shape[:2], count, size, x.shape[3])
+
+
+class _Space:
+    """Buffers that every row takes anew: fresh memory costs page faults."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._like.new_empty(size)
+        return self._buffers[name][:size].view(shape)
+
+    def gather(self, name: str, blocked: Tensor, row: _Row) -> Tensor:
+        """Tokens that `row` sees, (seen, d)."""
+        found = self.take(name, len(row.columns), *blocked.shape[1:])
+        return torch.index_select(blocked, 0, row.columns, out=found).flatten(0, 1)[: row.seen]
+
+
+def _softmax(q: Tensor, k: Tensor, row: _Row, space: _Space) -> tuple[Tensor, Tensor]:
+    """Probabilities of a row, (queries, seen), in a buffer, and lse (queries,)."""
+    queries = q[row.at][row.queries]
+    keys = space.gather("k", k[row.at], row)
+    p = torch.mm(queries, keys.mT, out=space.take("p", len(queries), row.seen))
+    nothing = None
+    if row.hidden is not None:
+        p[:, row.seen - row.hidden.shape[1] :].masked_fill_(row.hidden, -torch.inf)
+    most = p.amax(1)
+    if row.hidden is not None:
+        nothing = most == -torch.inf
+        p.masked_fill_(nothing[:, None], 0)  # softmax of -inf alone is NaN
+    torch.softmax(p, 1, out=p)
+    lse = most - p.amax(1).log()  # the largest p is exp(most - lse)
+    if nothing is not None:
+        p.masked_fill_(nothing[:, None], 0)
+    return p, lse
+
+
+def _rows(q: Tensor, k: Tensor, choice: Choice) -> Iterator[_Row]:
+    """Rows of blocks that visit anything, head by head; long ones in several parts."""
+    (b, heads, n), m, (bm, bn) = q.shape[:3], k.shape[2], choice.block
+    rule, key_lengths = choice.rule, choice.key_lengths
+    counts, columns = visits(choice, n, m, q.device)
+    lists = columns.split(counts.sum(-1).flatten().tolist())  # by sample, head and row, each may be shared
+    whole = counts[..., 0].flatten().tolist()
+    lengths = [m] * b if key_lengths is None else key_lengths.clamp(max=m).tolist()
+    hidden = group = None
+    if rule is not None:
+        hidden, group = ~rule.allowed, F.pad(rule.key.long(), (0, -m % bn)).view(-1, bn)  # mk bn
+    for sample in range(b):
+        for head in range(heads):
+            first = (sample % counts.shape[0] * counts.shape[1] + head % counts.shape[1]) * counts.shape[2]
+            for i in range(counts.shape[2]):
+                visited = lists[first + i]
+                if not len(visited):
+                    continue
+                # A block that the end cuts is not whole, hence the last of the list.
+                seen = len(visited) * bn - max(0, (int(visited[-1]) + 1) * bn - lengths[sample])
+                size = blocks(bm, blocks(bm * seen, _LOGITS))
+                for start in range(i * bm, min(n, (i + 1) * bm), size):
+                    queries = slice(start, min(start + size, n, (i + 1) * bm))
+                    cut = None
+                    if rule is not None and len(visited) > whole[first + i]:
+                        groups = group[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
+                        cut = hidden[rule.query[queries].long()][:, groups]
+                    yield _Row((sample, head), i, queries, visited, seen, cut)
