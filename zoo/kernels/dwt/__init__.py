@@ -9,7 +9,7 @@ that goes around (an odd one repeats its last sample first). Numbers, order and 
 
 Bands are ordered with the first axis changing fastest: approx, detail (1-D); approx, horizontal, vertical, diagonal as
 in `pywt.dwt2` (2-D); aaa, daa, ada, dda, aad, dad, add, ddd in the letters of `pywt.dwtn` (3-D). Computed in float32 or
-wider, whatever the dtype.
+wider, whatever the dtype. `zoo.kernels.dwt.levels` has transforms of several levels and wavelet packets.
 
 Source: Mallat 1989; filters, boundary modes and conventions of PyWavelets.
 """
