@@ -1,9 +1,14 @@
 """What a signal is taken to be beyond its ends, written into a buffer, and the adjoint of that writing."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from .filters import band_size
+
+WEIGHTED = ("antisymmetric", "antireflect", "smooth")  # modes that do more than to repeat samples
 
 
 def before(taps: int, mode: str) -> int:
@@ -28,7 +33,7 @@ def fill(x: Tensor, axis: int, start: int, n: int, mode: str) -> None:
             continue
         span, index, weights = _rule(first - start, last - start, n, mode, x.dtype, x.device)
         part = given.narrow(axis, *span).index_select(axis, index)  # of few samples: all that it reads are copied
-        if mode in _WEIGHTED:
+        if mode in WEIGHTED:
             own, head, tail = _along(weights, axis, x.ndim)
             part = own * part + head * given.narrow(axis, 0, 1) + tail * given.narrow(axis, n - 1, 1)
         x.narrow(axis, first, last - first).copy_(part)
@@ -40,7 +45,7 @@ def fold(x: Tensor, axis: int, start: int, n: int, mode: str) -> None:
     for first, last in _outside(x.shape[axis], start, n) if mode != "zero" else ():
         span, index, weights = _rule(first - start, last - start, n, mode, x.dtype, x.device)
         part = x.narrow(axis, first, last - first)
-        if mode in _WEIGHTED:
+        if mode in WEIGHTED:
             own, head, tail = _along(weights, axis, x.ndim)
             given.narrow(axis, 0, 1).add_((head * part).sum(axis, keepdim=True))
             given.narrow(axis, n - 1, 1).add_((tail * part).sum(axis, keepdim=True))
@@ -48,7 +53,17 @@ def fold(x: Tensor, axis: int, start: int, n: int, mode: str) -> None:
         given.narrow(axis, *span).index_add_(axis, index, part)
 
 
-_WEIGHTED = ("antisymmetric", "antireflect", "smooth")  # the others repeat samples as they are
+def fold_into(out: Tensor, x: Tensor, start: int, mode: str) -> None:
+    """Fold all axes of `x` (n, *samples), in place, and keep the given samples: (n, *sizes)."""
+    for axis, n in enumerate(out.shape[1:], 1):
+        fold(x, axis, start, n, mode)
+        x = x.narrow(axis, start, n)
+    out.copy_(x)
+
+
+def inner(start: int, sizes: Sequence[int]) -> tuple[slice, ...]:
+    """The given samples of a buffer (n, *samples)."""
+    return slice(None), *(slice(start, start + n) for n in sizes)
 
 
 def _outside(size: int, start: int, n: int) -> list[tuple[int, int]]:
@@ -71,6 +86,17 @@ def _rule(
     low = min(index)
     places = torch.tensor([i - low for i in index], device=device)
     return (low, max(index) + 1 - low), places, torch.tensor(weights, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=256)
+def sources(n: int, taps: int, mode: str, device: torch.device) -> Tensor:
+    """The given sample for each that the coefficients read, in order, -1 for zero: int32 (2 k + taps - 2,).
+
+    Not for the modes in WEIGHTED.
+    """
+    start = before(taps, mode)
+    places = (sample(i - start, n, mode)[:2] for i in range(2 * band_size(n, taps, mode) + taps - 2))
+    return torch.tensor([i if weight else -1 for i, weight in places], dtype=torch.int32, device=device)
 
 
 def sample(i: int, n: int, mode: str) -> tuple[int, float, float, float]:

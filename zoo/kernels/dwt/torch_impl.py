@@ -11,9 +11,10 @@ from math import prod
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
 
 from .blocks import analysis_matrix, synthesis_matrix
-from .ends import before, fill, fold
+from .ends import before, fill, fold_into, inner
 from .filters import band_size, signal_size
 
 _CACHE = 2**19  # samples that stay close to a core while it works on them: two MiB in float32
@@ -81,16 +82,18 @@ def _haar_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
     scale, step = taps[0, :1] ** ndim, _planes(len(x), 2 * prod(even))
     spare = taps.new_empty(2, step * prod(even))  # memory that is new costs more than the sums
     for given, wanted in zip(x.split(step), out.split(step), strict=True):
-        y = _view(spare[0], len(given), *even)
-        torch.mul(given, scale, out=y[_inner(0, sizes)])
-        for axis, n in enumerate(sizes, 1):
-            fill(y, axis, 0, n, mode)
+        y = given.to(taps.dtype)
+        if even != list(sizes):
+            y = F.pad(y, [p for n in reversed(sizes) for p in (0, n % 2)])
+            for axis, n in enumerate(sizes, 1):
+                fill(y, axis, 0, n, mode)
         y = y[None]  # bands n *sizes
         for axis in range(ndim):
+            last = axis == ndim - 1
+            if last:
+                y = torch.mul(y, scale, out=_view(spare[ndim % 2], *y.shape))
             first, second = y.unflatten(axis + 2, (-1, 2)).unbind(axis + 3)
-            joint = wanted.transpose(0, 1)
-            if axis < ndim - 1:
-                joint = _view(spare[1 - axis], 2 * len(first), *first.shape[1:])
+            joint = wanted.transpose(0, 1) if last else _view(spare[axis % 2], 2 * len(y), *first.shape[1:])
             torch.add(first, second, out=joint[: len(y)])
             torch.sub(first, second, out=joint[len(y) :])
             y = joint
@@ -101,17 +104,18 @@ def _haar_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> None
     scale, step = taps[0, :1] ** ndim, _planes(len(bands), 2 * prod(even))
     spare = taps.new_empty(2, step * prod(even))
     for given, wanted in zip(bands.split(step), out.split(step), strict=True):
-        y = given.transpose(0, 1)  # bands n *k
-        y = torch.mul(y, scale, out=_view(spare[0], *y.shape))
+        y = given.to(taps.dtype).transpose(0, 1)  # bands n *k
         for axis in reversed(range(ndim)):
+            if axis == 0:
+                y = torch.mul(y, scale, out=_view(spare[ndim % 2], *y.shape))
             low, high = y.chunk(2)
             shape = *low.shape[: axis + 2], even[axis], *low.shape[axis + 3 :]
-            y = wanted[None] if shape[1:] == wanted.shape else _view(spare[(ndim - axis) % 2], *shape)
+            y = wanted[None] if shape[1:] == wanted.shape else _view(spare[(ndim - 1 - axis) % 2], *shape)
             first, second = y.unflatten(axis + 2, (-1, 2)).unbind(axis + 3)
             torch.add(low, high, out=first)
             torch.sub(low, high, out=second)
         if y.shape[1:] != wanted.shape:
-            _fold_into(wanted, y[0], 0, mode)
+            fold_into(wanted, y[0], 0, mode)
 
 
 def _block_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
@@ -125,14 +129,14 @@ def _block_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
     blocks = [size for block in reversed(blocks) for size in block]
     for given, wanted in zip(x.split(step), out.split(step), strict=True):
         y = buffer[: len(given)]
-        y[_inner(start, x.shape[1:])] = given
+        y[inner(start, x.shape[1:])] = given
         for axis, (n, k) in enumerate(zip(x.shape[1:], sizes, strict=True), 1):
             fill(y.narrow(axis, 0, 2 * k + length - 2), axis, start, n, mode)
         for axis, matrix in enumerate(matrices, 1):
             y = _slide(y, axis, matrix)
         y = y.view(counts[-1], *blocks, len(given), 2, sides[-1]).permute(_BLOCK_ORDER[ndim])
         y = y.reshape(len(given), 2**ndim, *(c * s for c, s in zip(counts, sides, strict=True)))
-        wanted.copy_(y[(..., *_inner(0, sizes)[1:])])
+        wanted.copy_(y[(..., *inner(0, sizes)[1:])])
 
 
 def _block_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
@@ -146,11 +150,11 @@ def _block_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> Non
         y = buffer[: len(given)]
         pairs = y.view(len(y), *(size for k in lengths for size in (k, 2)))
         pairs = pairs.permute(0, *range(2 * ndim, 0, -2), *range(1, 2 * ndim, 2))  # n *bands *k
-        pairs[(..., *_inner(reach, sizes)[1:])] = given.unflatten(1, (2,) * ndim)
+        pairs[(..., *inner(reach, sizes)[1:])] = given.unflatten(1, (2,) * ndim)
         for axis, matrix in enumerate(matrices, 1):
             y = _slide(y, axis, matrix)
         y = y.permute(ndim, *range(ndim - 1, -1, -1), ndim + 1).flatten(-2)  # n *samples
-        _fold_into(wanted, y[(..., *(slice(2 * (k + reach)) for k in sizes))], start, mode)
+        fold_into(wanted, y[(..., *(slice(2 * (k + reach)) for k in sizes))], start, mode)
 
 
 def _planes(count: int, size: int) -> int:
@@ -191,16 +195,3 @@ def _slide(y: Tensor, axis: int, matrix: Tensor) -> Tensor:
         return torch.bmm(matrix.expand(len(windows), -1, -1), windows).flatten(0, 1).unflatten(1, y.shape[1:])
     windows = y.flatten(0, -2).unfold(1, width, side).transpose(0, 1)  # windows (others) width
     return torch.bmm(windows, matrix.mT.expand(len(windows), -1, -1)).unflatten(1, y.shape[:-1])
-
-
-def _fold_into(out: Tensor, y: Tensor, start: int, mode: str) -> None:
-    """Add the samples beyond the ends to those that they were made of, and keep these."""
-    for axis, n in enumerate(out.shape[1:], 1):
-        fold(y, axis, start, n, mode)
-        y = y.narrow(axis, start, n)
-    out.copy_(y)
-
-
-def _inner(start: int, sizes: Sequence[int]) -> tuple[slice, ...]:
-    """The given samples of a buffer (n, *samples)."""
-    return slice(None), *(slice(start, start + n) for n in sizes)
