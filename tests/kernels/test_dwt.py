@@ -6,11 +6,19 @@ import pywt
 import torch
 
 from tests.helpers import assert_within_budget, error
-from zoo.kernels.dwt import dwt, idwt
+from zoo.kernels.dwt import dwt, idwt, torch_impl
 from zoo.kernels.dwt.filters import MODES, filter_bank
 
 WAVES = ["haar", "db2", "db4", "sym5", "coif1", "bior2.2", "rbio3.1", "bior3.5", "coif4"]  # 2 to 24 taps
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}  # sums of up to 24^2 products
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that is read before it is written shows as NaN."""
+    torch.use_deterministic_algorithms(True)  # fills torch.empty
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def signal(*sizes, b=2, c=2, dtype=torch.float64):
@@ -79,6 +87,37 @@ def test_gradients_equal_those_of_the_reference(wave, dtype):
         for actual, exact in zip(*gradients, strict=True):
             assert actual.dtype == dtype
             assert error(actual, exact) <= TOLERANCE[dtype], (mode, size)
+
+
+@pytest.mark.parametrize("wave", ["haar", "db3"])
+def test_result_does_not_depend_on_how_much_is_computed_at_once(wave, monkeypatch):
+    for mode, size in product(["zero", "smooth", "periodization"], [(63,), (7, 10), (3, 4, 5)]):
+        ndim, found = len(size), []
+        for cache in (2**19, 1, 1000):  # all planes, one or a few of six, the last ones fewer
+            monkeypatch.setattr(torch_impl, "_CACHE", cache)
+            x = signal(*size, b=3).requires_grad_()
+            bands = dwt(x, wave, ndim=ndim, mode=mode)
+            y = idwt(bands * bands, wave, ndim=ndim, mode=mode, size=size)
+            found.append((bands, y, torch.autograd.grad((y * signal(*size, b=3)).sum(), x)[0]))
+        for other in found[1:]:
+            assert all(error(a, b) <= TOLERANCE[torch.float64] for a, b in zip(other, found[0], strict=True)), size
+
+
+@pytest.mark.parametrize("wave", ["haar", "db10"])
+def test_long_signals_equal_pywt(wave):
+    x = signal(1000, dtype=torch.float32)
+    bands = dwt(x, wave, ndim=1)
+    assert error(bands, by_pywt(x, wave, "symmetric")) <= TOLERANCE[torch.float32]
+    assert error(idwt(bands, wave, ndim=1), x) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("wave", ["haar", "db2"])
+def test_registered_ops_keep_the_rules_of_torch(wave):
+    taps = filter_bank(wave)[:2]
+    x = signal(5, 6, b=1)[0].requires_grad_()
+    torch.library.opcheck(torch_impl._analysis, (x, taps, "symmetric"))
+    bands = torch_impl._analysis(x, taps, "symmetric").detach().requires_grad_()
+    torch.library.opcheck(torch_impl._synthesis, (bands, taps, "symmetric", [5, 6]))
 
 
 def test_gradients_have_gradients():
