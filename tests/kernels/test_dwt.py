@@ -173,7 +173,9 @@ def test_compiles_without_a_graph_break_and_trains():
     assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (actual, expected)))
 
 
-def test_filters_are_those_of_pywt():
+def test_filters_are_those_of_pywt_and_only_haar_has_two_taps():
+    short = {str(filter_bank(w).tolist()) for w in pywt.wavelist(kind="discrete") if filter_bank(w).shape[1] == 2}
+    assert short == {str(filter_bank("haar").tolist())}
     assert filter_bank("db2").tolist() == [list(taps) for taps in pywt.Wavelet("db2").filter_bank]
 
 

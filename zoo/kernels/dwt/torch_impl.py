@@ -7,10 +7,10 @@ other one. Registered as `zoo::dwt_analysis` and `zoo::dwt_synthesis`, so that t
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from .blocks import analysis_matrix, synthesis_matrix
@@ -63,7 +63,7 @@ def _(bands: Tensor, taps: Tensor, mode: str, sizes: Sequence[int]) -> Tensor:
     return bands.new_empty(len(bands), *sizes)
 
 
-def _keep(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
     ctx.save_for_backward(inputs[1])
     ctx.mode, ctx.sizes = inputs[2], inputs[0].shape[1:]
 
@@ -79,7 +79,7 @@ _synthesis.register_autograd(
 def _haar_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
     ndim, sizes = x.ndim - 1, x.shape[1:]
     even = [n + n % 2 for n in sizes]
-    scale, step = taps[0, :1] ** ndim, _planes(len(x), 2 * prod(even))
+    scale, step = 0.5 ** (ndim / 2), _planes(len(x), 2 * prod(even))  # every bank of two taps is haar's
     spare = taps.new_empty(2, step * prod(even))  # memory that is new costs more than the sums
     for given, wanted in zip(x.split(step), out.split(step), strict=True):
         y = given.to(taps.dtype)
@@ -101,7 +101,7 @@ def _haar_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
 
 def _haar_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
     ndim, even = bands.ndim - 2, [2 * k for k in bands.shape[2:]]
-    scale, step = taps[0, :1] ** ndim, _planes(len(bands), 2 * prod(even))
+    scale, step = 0.5 ** (ndim / 2), _planes(len(bands), 2 * prod(even))
     spare = taps.new_empty(2, step * prod(even))
     for given, wanted in zip(bands.split(step), out.split(step), strict=True):
         y = given.to(taps.dtype).transpose(0, 1)  # bands n *k
