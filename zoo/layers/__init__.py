@@ -1,1 +1,1 @@
-"""Modules that two or more models share, and the wavelet layer."""
+"""Modules that two or more models share, and the wavelet and frequency layers."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import UserError
-from zoo.kernels.dwt import dwt
+from zoo.kernels.dwt.levels import wavedec
+from zoo.kernels.spectrum import spectrum
 
 
 class Objective(nn.Module):
@@ -112,10 +113,8 @@ class FFT(Objective):
     def compare(self, restored: Tensor, gt: Tensor) -> Tensor:
         """Mean absolute difference over the half plane of frequencies."""
         if self.part == "complex":
-            return torch.view_as_real(torch.fft.rfft2(restored - gt, norm=self.norm)).abs().mean()
-        spectra = (torch.fft.rfft2(image, norm=self.norm) for image in (restored, gt))
-        # |z| has no gradient at 0, where a flat patch sits; the tiny constant gives it one (zero).
-        first, second = (torch.sqrt(z.real.square() + z.imag.square() + 1e-16) for z in spectra)
+            return torch.view_as_real(spectrum(restored - gt, norm=self.norm)).abs().mean()
+        first, second = (spectrum(image, part="amplitude", norm=self.norm) for image in (restored, gt))
         return (first - second).abs().mean()
 
 
@@ -137,10 +136,5 @@ class Wavelet(Objective):
 
     def compare(self, restored: Tensor, gt: Tensor) -> Tensor:
         """Mean over `levels` detail groups and one approximation of their mean absolute differences."""
-        approx = restored - gt  # the transform is linear
-        terms = []
-        for _ in range(self.levels):
-            bands = dwt(approx, self.wave)  # b c band h w
-            approx = bands[:, :, 0]
-            terms.append(bands[:, :, 1:].abs().mean())
-        return torch.stack([*terms, approx.abs().mean()]).mean()
+        parts = wavedec(restored - gt, self.wave, levels=self.levels)  # the transform is linear
+        return torch.stack([part.abs().mean() for part in reversed(parts)]).mean()

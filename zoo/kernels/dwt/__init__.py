@@ -9,7 +9,7 @@ that goes around (an odd one repeats its last sample first). Numbers, order and 
 
 Bands are ordered with the first axis changing fastest: approx, detail (1-D); approx, horizontal, vertical, diagonal as
 in `pywt.dwt2` (2-D); aaa, daa, ada, dda, aad, dad, add, ddd in the letters of `pywt.dwtn` (3-D). Computed in float32 or
-wider, whatever the dtype.
+wider, whatever the dtype. `zoo.kernels.dwt.levels` has transforms of several levels and wavelet packets.
 
 Source: Mallat 1989; filters, boundary modes and conventions of PyWavelets.
 """
@@ -33,7 +33,7 @@ def dwt(x: Tensor, wave: str = "haar", *, ndim: int = 2, mode: str = "symmetric"
         ndim: axes to transform, 1 to 3.
         mode: what lies beyond the ends: "zero", "constant", "symmetric", "reflect", "periodic", "smooth",
             "antisymmetric", "antireflect", or "periodization" for the fewest coefficients.
-        impl: "reference", "torch", or "auto" (torch).
+        impl: "reference", "torch", "triton", or "auto" (Triton on CUDA, torch elsewhere).
 
     Returns:
         (b, c, 2^ndim, *band sizes), dtype of `x`.
@@ -45,10 +45,13 @@ def dwt(x: Tensor, wave: str = "haar", *, ndim: int = 2, mode: str = "symmetric"
     least = 2 if mode in ("reflect", "antireflect") else 1
     if min(x.shape[2:]) < least:
         raise ValueError(f"dwt: sizes must be at least {least} for mode {mode!r}, got {tuple(x.shape[2:])}")
-    if pick("dwt", impl, x, triton=False) == "reference":
+    impl = pick("dwt", impl, x)
+    if impl == "reference":
         from .reference import forward
-    else:
+    elif impl == "torch":
         from .torch_impl import forward
+    else:
+        from .triton_impl import forward
     with torch.autocast(x.device.type, enabled=False):
         return forward(x, filter_bank(wave), ndim, mode)
 
@@ -72,7 +75,7 @@ def idwt(
         ndim: number of transformed axes, 1 to 3.
         mode: the mode that they were made with.
         size: the sizes of the signal where some were odd, which the bands cannot tell; None takes all as even.
-        impl: "reference", "torch", or "auto" (torch).
+        impl: "reference", "torch", "triton", or "auto" (Triton on CUDA, torch elsewhere).
 
     Returns:
         (b, c, *sizes), dtype of `bands`.
@@ -90,10 +93,13 @@ def idwt(
     size = even if size is None else tuple(size)
     if len(size) != ndim or any(n not in (most - 1, most) or n < 1 for n, most in zip(size, even, strict=True)):
         raise ValueError(f"idwt: size must be {even}, or one less where the signal was odd, got {size}")
-    if pick("idwt", impl, bands, triton=False) == "reference":
+    impl = pick("idwt", impl, bands)
+    if impl == "reference":
         from .reference import inverse
-    else:
+    elif impl == "torch":
         from .torch_impl import inverse
+    else:
+        from .triton_impl import inverse
     with torch.autocast(bands.device.type, enabled=False):
         return inverse(bands, bank, ndim, mode, size)
 

@@ -19,26 +19,32 @@ MODES = (
 )
 
 
-@lru_cache(maxsize=256)
-def _taps(wave: str) -> tuple[tuple[float, ...], ...]:
-    if wave not in pywt.wavelist(kind="discrete"):  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"dwt: wave must be a discrete wavelet of pywt such as haar or db4, got {wave!r}")
-    return tuple(map(tuple, pywt.Wavelet(wave).filter_bank))  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@torch.library.custom_op("zoo::filter_bank", mutates_args=())  # a constant to torch.compile, which cannot read pywt
 def filter_bank(wave: str) -> Tensor:
     """Read a bank of four filters of one even length, (4, k) float64: low and high to take apart, the same to rebuild.
 
     Raises:
         ValueError: pywt has no discrete wavelet of this name.
     """
-    return torch.tensor(_taps(wave), dtype=torch.float64, device="cpu")
+    return _compiled(wave) if torch.compiler.is_compiling() else _bank(wave)
 
 
-@filter_bank.register_fake
+@lru_cache(maxsize=256)
+def _bank(wave: str) -> Tensor:
+    if wave not in pywt.wavelist(kind="discrete"):  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"dwt: wave must be a discrete wavelet of pywt such as haar or db4, got {wave!r}")
+    with torch.inference_mode(False):  # the cached tensor also serves training
+        bank = pywt.Wavelet(wave).filter_bank  # pyright: ignore[reportAttributeAccessIssue]
+        return torch.tensor(bank, dtype=torch.float64, device="cpu")
+
+
+@torch.library.custom_op("zoo::filter_bank", mutates_args=())  # torch.compile cannot read pywt
+def _compiled(wave: str) -> Tensor:
+    return _bank(wave).clone()
+
+
+@_compiled.register_fake
 def _(wave: str) -> Tensor:
-    return torch.empty(4, len(_taps(wave)[0]), dtype=torch.float64, device="cpu")
+    return torch.empty(_bank(wave).shape, dtype=torch.float64, device="cpu")
 
 
 def band_size(size: int, taps: int, mode: str) -> int:

@@ -1,172 +1,197 @@
-"""Extend the ends, then one strided convolution for all bands and axes; haar on even sizes is one small matrix.
+"""A few planes at a time, so that nothing but the input and the result leaves the cache.
 
-A convolution of stride two from one channel to four leaves a vector unit mostly idle. Two coefficients an axis at a
-time (four samples, on the way back) fill it with 16 channels, which took half the time.
+Haar is sums and differences of every other sample. Longer filters are one small matrix for each axis, slid over it:
+that is some more sums than the filters have, at the speed of a matrix product. The backward of either direction is the
+other one. Registered as `zoo::dwt_analysis` and `zoo::dwt_synthesis`, so that torch.compile sees one node.
 """
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 
-from .filters import band_size
+from .blocks import analysis_matrix, synthesis_matrix
+from .ends import before, fill, fold_into, inner
+from .filters import band_size, signal_size
 
-_TILE = 2  # coefficients along an axis that one step of the convolution computes
-_OUTER = {1: "bti->bti", 2: "bti,csj->cbtsij", 3: "bti,csj,dru->dcbtsriju"}  # the first axis of bands is the fastest
-_CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CACHE = 2**19  # samples that stay close to a core while it works on them: two MiB in float32
+_SIDE = 8  # coefficients at once along an axis: more are more zeros in the matrix, fewer are smaller products
 
 
 def forward(x: Tensor, bank: Tensor, ndim: int, mode: str) -> Tensor:
-    wide, taps = _widen(x, bank[:2])
-    length = taps.shape[1]
-    if length == 2 and not any(n % 2 for n in x.shape[2:]):  # no sample lies beyond the ends, whatever the mode
-        tiles = _split(wide.flatten(0, 1), ndim)  # (b c) 2^ndim *k
-        bands = (_haar(taps, ndim) @ tiles.flatten(2)).view(tiles.shape)
-        return bands.unflatten(0, x.shape[:2]).to(x.dtype)
-    for axis, n in enumerate(x.shape[2:], 2):
-        if mode == "periodization":
-            wide = _extend(wide, axis, length // 2 - 1, length // 2 - 1 + n % 2, mode)
-        else:
-            wide = _extend(wide, axis, length - 2, 2 * band_size(n, length, mode) - n, mode)
-    return _Analysis.apply(wide.flatten(0, 1), taps).unflatten(0, x.shape[:2]).to(x.dtype)
+    return _analysis(x.flatten(0, 1), _widen(bank[:2], x), mode).unflatten(0, x.shape[:2])
 
 
 def inverse(bands: Tensor, bank: Tensor, ndim: int, mode: str, size: tuple[int, ...]) -> Tensor:
-    wide, taps = _widen(bands, bank[2:])
-    length, start = taps.shape[1], 0
-    if length == 2:
-        wide = wide.flatten(0, 1)  # (b c) 2^ndim *k
-        tiles = (_haar(taps.flip(1), ndim).T @ wide.flatten(2)).view(wide.shape)
-        y = _join(tiles, 2, ndim)[:, 0].unflatten(0, bands.shape[:2])  # b c *sizes
-    else:
-        start = length - 2
-        if mode == "periodization":
-            before, after = (length // 2 + 1) // 2, length // 4
-            for axis in range(3, 3 + ndim):
-                wide = _extend(wide, axis, before, after, "periodic")
-            start = 2 * before + length // 2 - 1
-        y = _Synthesis.apply(wide.flatten(0, 1), taps.flip(1)).unflatten(0, bands.shape[:2])
-    for axis, n in enumerate(size, 2):
-        y = y.narrow(axis, start, n)
-    return y.to(bands.dtype)
+    ends = "periodization" if mode == "periodization" else "zero"
+    even = [signal_size(n, bank.shape[1], mode) for n in bands.shape[3:]]
+    y = _synthesis(bands.flatten(0, 1), _widen(bank[2:].flip(1), bands), ends, even).unflatten(0, bands.shape[:2])
+    return y[(..., *(slice(n) for n in size))]
 
 
-class _Analysis(torch.autograd.Function):
-    """Each band of signals (n, *sizes), 2 k + L - 2 long: y[k] = sum_j taps[j] x[2 k + L - 1 - j]; (n, bands, *k).
+def _widen(taps: Tensor, x: Tensor) -> Tensor:
+    return taps.to(x.device, torch.promote_types(x.dtype, torch.float32))
 
-    Autograd's own adjoint of the convolution takes four times as long as `_Synthesis`.
+
+@torch.library.custom_op("zoo::dwt_analysis", mutates_args=())
+def _analysis(x: Tensor, taps: Tensor, mode: str) -> Tensor:
+    """Bands (n, bands, *k) of signals (n, *sizes), in the precision of `taps`; dtype of `x`."""
+    out = _bands_like(x, taps, mode)
+    (_haar_analysis if taps.shape[1] == 2 else _block_analysis)(x, taps, mode, out)
+    return out
+
+
+@torch.library.custom_op("zoo::dwt_synthesis", mutates_args=())
+def _synthesis(bands: Tensor, taps: Tensor, mode: str, sizes: Sequence[int]) -> Tensor:
+    """The adjoint of `_analysis`: (n, bands, *k) -> (n, *sizes)."""
+    out = bands.new_empty(len(bands), *sizes)
+    (_haar_synthesis if taps.shape[1] == 2 else _block_synthesis)(bands, taps, mode, out)
+    return out
+
+
+@_analysis.register_fake
+def _bands_like(x: Tensor, taps: Tensor, mode: str) -> Tensor:
+    sizes = [band_size(n, taps.shape[1], mode) for n in x.shape[1:]]
+    return x.new_empty(len(x), 2 ** len(sizes), *sizes)
+
+
+@_synthesis.register_fake
+def _(bands: Tensor, taps: Tensor, mode: str, sizes: Sequence[int]) -> Tensor:
+    return bands.new_empty(len(bands), *sizes)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
+    ctx.save_for_backward(inputs[1])
+    ctx.mode, ctx.sizes = inputs[2], inputs[0].shape[1:]
+
+
+_analysis.register_autograd(
+    lambda ctx, grad: (_synthesis(grad, *ctx.saved_tensors, ctx.mode, ctx.sizes), None, None), setup_context=_keep
+)
+_synthesis.register_autograd(
+    lambda ctx, grad: (_analysis(grad, *ctx.saved_tensors, ctx.mode), None, None, None), setup_context=_keep
+)
+
+
+def _haar_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
+    ndim, sizes = x.ndim - 1, x.shape[1:]
+    even = [n + n % 2 for n in sizes]
+    scale, step = 0.5 ** (ndim / 2), _planes(len(x), 2 * prod(even))  # every bank of two taps is haar's
+    spare = taps.new_empty(2, step * prod(even))  # memory that is new costs more than the sums
+    for given, wanted in zip(x.split(step), out.split(step), strict=True):
+        y = given.to(taps.dtype)
+        if even != list(sizes):
+            y = F.pad(y, [p for n in reversed(sizes) for p in (0, n % 2)])
+            for axis, n in enumerate(sizes, 1):
+                fill(y, axis, 0, n, mode)
+        y = y[None]  # bands n *sizes
+        for axis in range(ndim):
+            last = axis == ndim - 1
+            if last:
+                y = torch.mul(y, scale, out=_view(spare[ndim % 2], *y.shape))
+            first, second = y.unflatten(axis + 2, (-1, 2)).unbind(axis + 3)
+            joint = wanted.transpose(0, 1) if last else _view(spare[axis % 2], 2 * len(y), *first.shape[1:])
+            torch.add(first, second, out=joint[: len(y)])
+            torch.sub(first, second, out=joint[len(y) :])
+            y = joint
+
+
+def _haar_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
+    ndim, even = bands.ndim - 2, [2 * k for k in bands.shape[2:]]
+    scale, step = 0.5 ** (ndim / 2), _planes(len(bands), 2 * prod(even))
+    spare = taps.new_empty(2, step * prod(even))
+    for given, wanted in zip(bands.split(step), out.split(step), strict=True):
+        y = given.to(taps.dtype).transpose(0, 1)  # bands n *k
+        for axis in reversed(range(ndim)):
+            if axis == 0:
+                y = torch.mul(y, scale, out=_view(spare[ndim % 2], *y.shape))
+            low, high = y.chunk(2)
+            shape = *low.shape[: axis + 2], even[axis], *low.shape[axis + 3 :]
+            y = wanted[None] if shape[1:] == wanted.shape else _view(spare[(ndim - 1 - axis) % 2], *shape)
+            first, second = y.unflatten(axis + 2, (-1, 2)).unbind(axis + 3)
+            torch.add(low, high, out=first)
+            torch.sub(low, high, out=second)
+        if y.shape[1:] != wanted.shape:
+            fold_into(wanted, y[0], 0, mode)
+
+
+def _block_analysis(x: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
+    ndim, length, sizes = x.ndim - 1, taps.shape[1], out.shape[2:]
+    start, step = before(length, mode), _planes(len(x), 4 * prod(x.shape[1:]))
+    matrices = [analysis_matrix(taps, _side(k)) for k in sizes]
+    sides = [len(matrix) // 2 for matrix in matrices]
+    counts = [-(-k // side) for k, side in zip(sizes, sides, strict=True)]
+    buffer = _buffer(taps, step, [2 * count * side + length - 2 for count, side in zip(counts, sides, strict=True)])
+    blocks = [(count, 2, side) for count, side in zip(counts[:-1], sides[:-1], strict=True)]
+    blocks = [size for block in reversed(blocks) for size in block]
+    for given, wanted in zip(x.split(step), out.split(step), strict=True):
+        y = buffer[: len(given)]
+        y[inner(start, x.shape[1:])] = given
+        for axis, (n, k) in enumerate(zip(x.shape[1:], sizes, strict=True), 1):
+            fill(y.narrow(axis, 0, 2 * k + length - 2), axis, start, n, mode)
+        for axis, matrix in enumerate(matrices, 1):
+            y = _slide(y, axis, matrix)
+        y = y.view(counts[-1], *blocks, len(given), 2, sides[-1]).permute(_BLOCK_ORDER[ndim])
+        y = y.reshape(len(given), 2**ndim, *(c * s for c, s in zip(counts, sides, strict=True)))
+        wanted.copy_(y[(..., *inner(0, sizes)[1:])])
+
+
+def _block_synthesis(bands: Tensor, taps: Tensor, mode: str, out: Tensor) -> None:
+    ndim, sizes, reach = bands.ndim - 2, bands.shape[2:], taps.shape[1] // 2 - 1
+    start, step = before(taps.shape[1], mode), _planes(len(bands), 4 * prod(bands.shape[1:]))
+    matrices = [synthesis_matrix(taps, _side(k + reach)) for k in sizes]
+    sides = [len(matrix) // 2 for matrix in matrices]
+    lengths = [side * -(-(k + reach) // side) + reach for k, side in zip(sizes, sides, strict=True)]
+    buffer = _buffer(taps, step, [2 * k for k in lengths])  # n *(k band)
+    for given, wanted in zip(bands.split(step), out.split(step), strict=True):
+        y = buffer[: len(given)]
+        pairs = y.view(len(y), *(size for k in lengths for size in (k, 2)))
+        pairs = pairs.permute(0, *range(2 * ndim, 0, -2), *range(1, 2 * ndim, 2))  # n *bands *k
+        pairs[(..., *inner(reach, sizes)[1:])] = given.unflatten(1, (2,) * ndim)
+        for axis, matrix in enumerate(matrices, 1):
+            y = _slide(y, axis, matrix)
+        y = y.permute(ndim, *range(ndim - 1, -1, -1), ndim + 1).flatten(-2)  # n *samples
+        fold_into(wanted, y[(..., *(slice(2 * (k + reach)) for k in sizes))], start, mode)
+
+
+def _planes(count: int, size: int) -> int:
+    """How many of `count` planes to work on together if one needs buffers of `size` samples."""
+    return max(1, min(_CACHE // max(size, 1), count))
+
+
+def _side(k: int) -> int:
+    """At most _SIDE coefficients, so that little is left over."""
+    return -(-k // -(-k // _SIDE))
+
+
+def _view(flat: Tensor, *shape: int) -> Tensor:
+    return flat[: prod(shape)].view(shape)
+
+
+# (blocks of the last axis, *(blocks, band, side) of the others backwards, n, band, side) to n *bands *(blocks, side)
+_BLOCK_ORDER = {1: (1, 2, 0, 3), 2: (4, 5, 2, 1, 3, 0, 6), 3: (7, 8, 2, 5, 4, 6, 1, 3, 0, 9)}
+
+
+def _buffer(like: Tensor, n: int, sizes: list[int]) -> Tensor:
+    """Zeros (n, *sizes), the first of several axes outermost: so its rows are those of one matrix."""
+    if len(sizes) == 1:
+        return like.new_zeros(n, *sizes)
+    return like.new_zeros(sizes[0], n, *sizes[1:]).transpose(0, 1)
+
+
+def _slide(y: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Multiply the windows along an axis.
+
+    Returns:
+        (results, *others), or (windows, *others, results of each) along the last.
     """
-
-    @staticmethod
-    def forward(ctx: BackwardCFunction, x: Tensor, taps: Tensor) -> Tensor:
-        ctx.save_for_backward(taps)
-        ndim, length = x.ndim - 1, taps.shape[1]
-        sizes = [(n - length + 2) // 2 for n in x.shape[1:]]
-        x = F.pad(x, [p for n in reversed(sizes) for p in (0, 2 * (n % _TILE))]) if any(n % 2 for n in sizes) else x
-        axis = taps.new_zeros(2, _TILE, length + 2 * (_TILE - 1))  # b t i
-        for t in range(_TILE):
-            axis[:, t, 2 * t : 2 * t + length] = taps.flip(1)
-        kernel = _outer(axis, ndim).flatten(0, 1)[:, None]  # (bands t) 1 *i
-        y = _CONVOLUTION[ndim](x[:, None], kernel, stride=2 * _TILE)
-        y = _join(y, _TILE, ndim)  # n bands *k
-        return y[(..., *(slice(n) for n in sizes))]
-
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None]:
-        return _Synthesis.apply(grad, *ctx.saved_tensors), None
-
-
-class _Synthesis(torch.autograd.Function):
-    """The adjoint of `_Analysis`: x[m] = sum_k,bands taps[2 k + L - 1 - m] y[k]; (n, bands, *k) -> (n, *sizes)."""
-
-    @staticmethod
-    def forward(ctx: BackwardCFunction, bands: Tensor, taps: Tensor) -> Tensor:
-        ctx.save_for_backward(taps)
-        ndim, length = bands.ndim - 2, taps.shape[1]
-        reach = length // 2 - 1  # coefficients before the tile that still touch it
-        sizes = [2 * n + length - 2 for n in bands.shape[2:]]
-        bands = F.pad(bands, [p for n in reversed(sizes) for p in (0, n // 2 % _TILE)])
-        axis = taps.new_zeros(2, 2 * _TILE, reach + _TILE)  # b t i
-        for t in range(2 * _TILE):
-            for i in range(reach + _TILE):
-                if 0 <= (j := 2 * (i - reach) + length - 1 - t) < length:
-                    axis[:, t, i] = taps[:, j]
-        kernel = _outer(axis, ndim).transpose(0, 1)  # t bands *i
-        y = _CONVOLUTION[ndim](bands, kernel, stride=_TILE, padding=reach)
-        y = _join(y, 2 * _TILE, ndim)[:, 0]  # n *sizes
-        return y[(..., *(slice(n) for n in sizes))]
-
-    @staticmethod
-    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, None]:
-        return _Analysis.apply(grad, *ctx.saved_tensors), None
-
-
-def _widen(x: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide, taps.to(wide)
-
-
-def _outer(axis: Tensor, ndim: int) -> Tensor:
-    """Kernel of all axes, (2^ndim bands, t^ndim, *i), from that of one, (b, t, i)."""
-    return torch.einsum(_OUTER[ndim], *[axis] * ndim).flatten(ndim, 2 * ndim - 1).flatten(0, ndim - 1)
-
-
-def _haar(taps: Tensor, ndim: int) -> Tensor:
-    """Bands by samples of a tile of two a side."""
-    return _outer(taps.flip(1)[:, None], ndim).flatten(1)
-
-
-def _split(x: Tensor, ndim: int) -> Tensor:
-    """Tiles of two samples a side, in raster order: n *(k 2) -> n 2^ndim *k."""
-    for axis in range(ndim, 0, -1):
-        x = x.unflatten(axis, (-1, 2))  # n k 2 k 2
-    return x.permute(0, *range(2, 2 * ndim + 1, 2), *range(1, 2 * ndim, 2)).flatten(1, ndim)
-
-
-def _join(x: Tensor, side: int, ndim: int) -> Tensor:
-    """Put tiles together: n (c side^ndim) *k -> n c *(k side)."""
-    x = x.unflatten(1, (-1, *[side] * ndim))  # n c *side *k
-    x = x.permute(0, 1, *(2 + i // 2 + ndim * (1 - i % 2) for i in range(2 * ndim)))  # n c k side k side
-    for axis in range(2, 2 + ndim):
-        x = x.flatten(axis, axis + 1)
-    return x
-
-
-def _extend(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
-    """Add samples at both ends of an axis by the rule of `mode`."""
-    n, parts = x.shape[axis], [x]
-    if mode == "zero":
-        return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [before, after]) if before or after else x
-    for outside in (range(-before, 0), range(n, n + after)):
-        if not outside:
-            continue
-        index, *weights = zip(*(_outside(i, n, mode) for i in outside), strict=True)
-        part = x.index_select(axis, torch.tensor(index, device=x.device))
-        if mode in ("antisymmetric", "antireflect", "smooth"):
-            shape = -1, *[1] * (x.ndim - 1 - axis)
-            own, first, last = (torch.tensor(w, dtype=x.dtype, device=x.device).view(shape) for w in weights)
-            part = own * part + first * x.narrow(axis, 0, 1) + last * x.narrow(axis, n - 1, 1)
-        parts.insert(0 if outside.start < 0 else 2, part)
-    return torch.cat(parts, axis)
-
-
-def _outside(i: int, n: int, mode: str) -> tuple[int, float, float, float]:
-    """Sample i beyond the ends as one given sample: its index and weight, and weights of the first and the last."""
-    if mode == "periodization":
-        return min(i % (n + n % 2), n - 1), 1.0, 0.0, 0.0
-    if mode == "periodic":
-        return i % n, 1.0, 0.0, 0.0
-    if mode == "constant" or (n == 1 and mode == "smooth"):
-        return min(max(i, 0), n - 1), 1.0, 0.0, 0.0
-    if mode == "smooth":  # a straight line
-        return (1, i, 1.0 - i, 0.0) if i < 0 else (n - 2, n - 1.0 - i, 0.0, i - n + 2.0)
-    if mode in ("symmetric", "antisymmetric"):
-        turn = i % (2 * n)
-        return (turn, 1.0, 0.0, 0.0) if turn < n else (2 * n - 1 - turn, 1.0 if mode == "symmetric" else -1.0, 0.0, 0.0)
-    period = 2 * n - 2
-    rounds, turn = divmod(i, period)
-    if mode == "reflect":
-        return min(turn, period - turn), 1.0, 0.0, 0.0
-    # antireflect: each round climbs by twice the difference of the ends
-    climb = 2.0 * rounds
-    return (turn, 1.0, -climb, climb) if turn < n else (period - turn, -1.0, -climb, climb + 2.0)
+    side, width = matrix.shape
+    if axis < y.ndim - 1:
+        y = y.movedim(axis, 0)
+        windows = y.flatten(1).unfold(0, width, side).mT  # windows width (others)
+        return torch.bmm(matrix.expand(len(windows), -1, -1), windows).flatten(0, 1).unflatten(1, y.shape[1:])
+    windows = y.flatten(0, -2).unfold(1, width, side).transpose(0, 1)  # windows (others) width
+    return torch.bmm(windows, matrix.mT.expand(len(windows), -1, -1)).unflatten(1, y.shape[:-1])
