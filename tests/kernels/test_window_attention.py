@@ -237,7 +237,7 @@ def test_registered_op_keeps_the_rules_of_torch(learned):
     args = [t.requires_grad_() for t in tokens((4, 6), b=1, dtype=torch.float32)]
     table = torch.randn(3, 2, 2, 4, 4, requires_grad=True) if learned else None
     torch.library.opcheck(
-        torch_impl._window_attention, (*args, table, (4, 6), (2, 2), (0, 0), (1, 1), False, True, 0.5)
+        torch_impl._window_attention, (*args, table, (4, 6), (2, 2), (1, 1), (0, 0), (1, 1), False, True, 0.5)
     )
 
 

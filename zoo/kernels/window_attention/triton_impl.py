@@ -1,0 +1,410 @@
+"""One program takes a tile of queries (or of keys) of a head through several windows; their biases stay in registers.
+
+Tokens are read from where they lie: a position in a window becomes a token by arithmetic (`_tokens`), so that nothing
+is rolled, cut, padded or unfolded, and a mask is two small numbers compared. The backward computes the softmax anew
+from its log-sum. Every gradient is a sum in a fixed order: where several programs add to one key (windows that overlap,
+or that hold more queries than a tile), they leave parts in float32, and `_sum_kernel` adds those up.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.kernels.chips import INTERPRETED
+
+from .tuning import Call
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _dot(a, b):
+    if _INTERPRETED:  # its bf16 products are wrong
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")  # tf32 would cost float32 tokens three digits
+
+
+@triton.jit
+def _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH: tl.constexpr, WW: tl.constexpr):
+    """Image, row and column of the first query of a window; the rows are those before the roll."""
+    row, column = number // columns % rows, number % columns
+    y = row // dilation_y * (WH * dilation_y) + row % dilation_y + shift_y
+    x = column // dilation_x * (WW * dilation_x) + column % dilation_x + shift_x
+    return (number // (rows * columns)).to(tl.int64), y, x
+
+
+@triton.jit
+def _reach(i, dilation_y, dilation_x, WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr):
+    """How far positions `i` of a window lie from its first query, and which of them it has."""
+    WIDE: tl.constexpr = WW + 2 * OW
+    return (i // WIDE - OH) * dilation_y, (i % WIDE - OW) * dilation_x, i < (WH + 2 * OH) * WIDE
+
+
+@triton.jit
+def _tokens(y, x, held, order_ptr, order_n, h, w, size_y, size_x, SHIFTED: tl.constexpr, OVERLAP: tl.constexpr):
+    """Tokens at places (y, x), which of them the map has, and the borders that they came around."""
+    came = tl.zeros_like(y)
+    if SHIFTED:
+        below, beyond = y >= size_y, x >= size_x
+        y, x = tl.where(below, y - size_y, y), tl.where(beyond, x - size_x, x)
+        came = 2 * below.to(tl.int32) + beyond.to(tl.int32)
+    held = held & (y < h) & (x < w)
+    if OVERLAP:
+        held = held & (y >= 0) & (x >= 0)
+    token = (y * w + x).to(tl.int64)
+    if order_ptr is not None:
+        token = tl.load(order_ptr + token * order_n, mask=held, other=0)
+    return token, held, came
+
+
+@triton.jit
+def _load(ptr, token, held, along_n, along_d, D: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    at = token[:, None] * along_n + column[None, :] * along_d
+    return tl.load(ptr + at, mask=held[:, None] & (column[None, :] < D), other=0.0)
+
+
+@triton.jit
+def _store(ptr, token, held, along_n, values, D: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    at = token[:, None] * along_n + column[None, :]
+    tl.store(ptr + at, values.to(ptr.dtype.element_ty), mask=held[:, None] & (column[None, :] < D))
+
+
+@triton.jit
+def _biases(ptr, query, key, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """As exponents of two; `query` and `key` broadcast against each other."""
+    return tl.load(ptr + query * KEYS + key, mask=(query < QUERIES) & (key < KEYS), other=0.0) * _LOG2E
+
+
+@triton.jit
+def _visible(came, mark, held, inside, SPLIT: tl.constexpr, ATTEND: tl.constexpr):
+    """Which key (mark, held, inside) a query (came) sees; they broadcast against each other."""
+    seen = held if ATTEND else held & inside
+    if SPLIT:
+        seen = seen & (came == mark)
+    return seen
+
+
+@triton.jit
+def _forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, bias_ptr, order_ptr,
+    q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, order_b, order_h, order_n,
+    scale, windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads, share,
+    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    SHIFTED: tl.constexpr, WRAP: tl.constexpr, ATTEND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    QUERIES: tl.constexpr = WH * WW
+    KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    head, first = tl.program_id(1).to(tl.int64), tl.program_id(0) // TILES * share
+    query, key = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
+    key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
+    if bias_ptr is not None:
+        bias_ptr += head * QUERIES * KEYS
+        bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+    for number in range(first, min(first + share, windows)):
+        image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
+        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
+        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
+        most = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+        total = tl.zeros((BLOCK_M,), tl.float32)
+        sums = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
+        for start in range(0, KEYS, BLOCK_N):
+            if KEYS > BLOCK_N:
+                key = start + tl.arange(0, BLOCK_N)
+                key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
+                if bias_ptr is not None:
+                    bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+            other, inside, mark = _tokens(
+                y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
+            )
+            k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
+            logits = _dot(q, k.T) * (scale * _LOG2E)
+            if bias_ptr is not None:
+                logits += bias
+            seen = _visible(came[:, None], mark[None, :], held[None, :], inside[None, :], SHIFTED and not WRAP, ATTEND)
+            logits = tl.where(seen, logits, -float("inf"))
+            top = tl.maximum(most, tl.max(logits, 1))
+            level = tl.where(top == -float("inf"), 0.0, top)  # a padded query may see nothing
+            p, shrink = tl.exp2(logits - level[:, None]), tl.exp2(most - level)
+            v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
+            total = total * shrink + tl.sum(p, 1)
+            sums = sums * shrink[:, None] + _dot(p.to(v.dtype), v)
+            most = top
+        total = tl.where(real, total, 1.0)
+        line = (image * h * w) * heads + head  # of (b n heads)
+        _store(out_ptr + line * E, token, real, heads * E, sums / total[:, None], E, BLOCK_E)
+        tl.store(lse_ptr + line + token * heads, most + tl.log2(total), mask=real)
+
+
+@triton.jit
+def _dq_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, bias_ptr, order_ptr, delta_ptr, dq_ptr,
+    do_b, do_h, do_n, do_d, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, order_b, order_h, order_n,
+    scale, windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads, share,
+    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    SHIFTED: tl.constexpr, WRAP: tl.constexpr, ATTEND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    QUERIES: tl.constexpr = WH * WW
+    KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    head, first = tl.program_id(1).to(tl.int64), tl.program_id(0) // TILES * share
+    query, key = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
+    key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
+    if bias_ptr is not None:
+        bias_ptr += head * QUERIES * KEYS
+        bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+    for number in range(first, min(first + share, windows)):
+        image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
+        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
+        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        line = (image * h * w) * heads + head  # of (b n heads)
+        q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
+        dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
+        out = _load(out_ptr + line * E, token, real, heads * E, 1, E, BLOCK_E)
+        lse = tl.load(lse_ptr + line + token * heads, mask=real, other=float("inf"))
+        delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
+        tl.store(delta_ptr + line + token * heads, delta, mask=real)
+        dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+        for start in range(0, KEYS, BLOCK_N):
+            if KEYS > BLOCK_N:
+                key = start + tl.arange(0, BLOCK_N)
+                key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
+                if bias_ptr is not None:
+                    bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+            other, inside, mark = _tokens(
+                y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
+            )
+            k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
+            v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
+            logits = _dot(q, k.T) * (scale * _LOG2E)
+            if bias_ptr is not None:
+                logits += bias
+            seen = _visible(came[:, None], mark[None, :], held[None, :], inside[None, :], SHIFTED and not WRAP, ATTEND)
+            p = tl.where(seen, tl.exp2(logits - lse[:, None]), 0.0)
+            ds = p * (_dot(dout, v.T) - delta[:, None])
+            dq += _dot(ds.to(k.dtype), k)
+        _store(dq_ptr + line * D, token, real, heads * D, dq * scale, D, BLOCK_D)
+
+
+@triton.jit
+def _dkv_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, bias_ptr, order_ptr, delta_ptr, dk_ptr, dv_ptr, dbias_ptr,
+    do_b, do_h, do_n, do_d, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, order_b, order_h, order_n,
+    scale, windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads, share,
+    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, SHIFTED: tl.constexpr,
+    WRAP: tl.constexpr, ATTEND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    QUERIES: tl.constexpr = WH * WW
+    KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
+    head, part = tl.program_id(1).to(tl.int64), tl.program_id(0) % TILES
+    group = tl.program_id(0) // (TILES * KEY_TILES)
+    query = part * BLOCK_M + tl.arange(0, BLOCK_M)
+    key = tl.program_id(0) // TILES % KEY_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
+    down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
+    key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
+    if bias_ptr is not None:
+        bias = _biases(bias_ptr + head * QUERIES * KEYS, query[None, :], key[:, None], QUERIES, KEYS)
+        dbias = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for number in range(group * share, min((group + 1) * share, windows)):
+        image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
+        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
+        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        other, inside, mark = _tokens(
+            y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
+        )
+        line = (image * h * w) * heads + head  # of (b n heads)
+        q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
+        k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
+        lse = tl.load(lse_ptr + line + token * heads, mask=real, other=float("inf"))
+        logits = _dot(k, q.T) * (scale * _LOG2E)
+        if bias_ptr is not None:
+            logits += bias
+        seen = _visible(came[None, :], mark[:, None], held[:, None], inside[:, None], SHIFTED and not WRAP, ATTEND)
+        p = tl.where(seen, tl.exp2(logits - lse[None, :]), 0.0)
+        v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
+        dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
+        delta = tl.load(delta_ptr + line + token * heads, mask=real, other=0.0)
+        ds = p * (_dot(v, dout.T) - delta[None, :])
+        if bias_ptr is not None:
+            dbias += ds
+        dv, dk = _dot(p.to(dout.dtype), dout), _dot(ds.to(q.dtype), q) * scale
+        if PARTS:  # (tiles, b windows, heads, keys, d)
+            at = ((part.to(tl.int64) * windows + number) * heads + head) * KEYS
+            _store(dk_ptr + at * D, key.to(tl.int64), inside, D, dk, D, BLOCK_D)
+            _store(dv_ptr + at * E, key.to(tl.int64), inside, E, dv, E, BLOCK_E)
+        else:
+            _store(dk_ptr + line * D, other, inside, heads * D, dk, D, BLOCK_D)
+            _store(dv_ptr + line * E, other, inside, heads * E, dv, E, BLOCK_E)
+    if bias_ptr is not None:  # (groups, heads, queries, keys)
+        at = (group * heads + head) * QUERIES * KEYS + query[None, :] * KEYS + key[:, None]
+        tl.store(dbias_ptr + at, dbias, mask=(query[None, :] < QUERIES) & (key[:, None] < KEYS))
+
+
+@triton.jit
+def _home(place, size, shift, dilation, WINDOW: tl.constexpr):
+    """The window along an axis that holds a place as a query, and the position in it."""
+    rolled = tl.where(place < shift, place - shift + size, place - shift)
+    cell = WINDOW * dilation
+    return rolled // cell * dilation + rolled % dilation, rolled % cell // dilation
+
+
+@triton.jit
+def _sum_kernel(
+    parts_ptr, out_ptr, order_ptr, order_b, order_h, order_n, parts,
+    windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    FAR_Y: tl.constexpr = (OH + WH - 1) // WH
+    FAR_X: tl.constexpr = (OW + WW - 1) // WW
+    n, head = h * w, tl.program_id(1).to(tl.int64)
+    image, block = (tl.program_id(0) // tl.cdiv(n, BLOCK_N)).to(tl.int64), tl.program_id(0) % tl.cdiv(n, BLOCK_N)
+    place = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, y = _home(place // w, size_y, shift_y, dilation_y, WH)
+    column, x = _home(place % w, size_x, shift_x, dilation_x, WW)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for part in range(parts):
+        first = part * windows + image * rows * columns
+        for down in range(-FAR_Y, FAR_Y + 1):
+            for right in range(-FAR_X, FAR_X + 1):
+                i, j = y + OH - down * WH, x + OW - right * WW
+                held = (row + down >= 0) & (row + down < rows) & (i >= 0) & (i < WH + 2 * OH) & (place < n)
+                held &= (column + right >= 0) & (column + right < columns) & (j >= 0) & (j < WW + 2 * OW)
+                window = first + (row + down) * columns + column + right
+                key = ((window * heads + head) * (WH + 2 * OH) + i) * (WW + 2 * OW) + j
+                total += _load(parts_ptr, key, held, D, 1, D, BLOCK_D)
+    token = place.to(tl.int64)
+    if order_ptr is not None:
+        token = tl.load(order_ptr + image * order_b + head * order_h + token * order_n, mask=place < n, other=0)
+    _store(out_ptr + (image * n * heads + head) * D, token, place < n, heads * D, total, D, BLOCK_D)
+
+
+@torch.library.custom_op("zoo::window_attention_triton", mutates_args=())
+def _window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    geometry: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    call = Call(q, v, order, geometry)
+    out, lse = _like(v), _log_sums(q)
+    if out.numel():
+        programs, options = call.launch(call.tiles[0])
+        strides = (*q.stride(), *k.stride(), *v.stride(), *call.order)
+        _forward_kernel[programs](q, k, v, out, lse, bias, order, *strides, scale, *call.where, **options)
+    return out, lse
+
+
+@_window_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return _like(v), _log_sums(q)
+
+
+@torch.library.custom_op("zoo::window_attention_triton_backward", mutates_args=())
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    order: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    geometry: Sequence[int],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(q, v, order, geometry)
+    dq, dk, dv, delta = _like(q), _like(k), _like(v), torch.empty_like(lse)
+    if not dout.numel():
+        return dq.zero_(), dk.zero_(), dv, q.new_empty(0) if bias is None else torch.zeros_like(bias)
+    strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride(), *call.order)
+    programs, options = call.launch(call.tiles[1])
+    _dq_kernel[programs](dout, q, k, v, out, lse, bias, order, delta, dq, *strides, scale, *call.where, **options)
+
+    programs, options = call.launch(call.tiles[2], key_tiles=True)
+    parts, sums = triton.cdiv(call.queries, options["BLOCK_M"]), [dk, dv]
+    if apart := parts > 1 or call.keys > call.queries:
+        keys = parts * call.windows * call.heads * call.keys
+        sums = [q.new_empty(keys, t.shape[3], dtype=torch.float32) for t in (k, v)]
+    dbias = q.new_empty(0)
+    if bias is not None:
+        dbias = bias.new_empty(triton.cdiv(call.windows, options["share"]), *bias.shape)
+    tensors = (dout, q, k, v, lse, bias, order, delta, *sums, dbias)
+    _dkv_kernel[programs](*tensors, *strides, scale, *call.where, **options, PARTS=apart)
+    for total, whole, block in zip(sums, (dk, dv), ("BLOCK_D", "BLOCK_E"), strict=True):
+        if apart:
+            _sum_kernel[(call.b * triton.cdiv(call.n, 64), call.heads)](
+                total, whole, order, *call.order, parts, *call.where, **call.window,
+                D=whole.shape[3], BLOCK_D=options[block], BLOCK_N=64, num_warps=4,
+            )  # fmt: skip
+    return dq, dk, dv, dbias if bias is None else dbias.sum(0)
+
+
+@_backward.register_fake
+def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *_: object) -> tuple[Tensor, ...]:
+    return _like(q), _like(k), _like(v), q.new_empty(0) if bias is None else torch.empty_like(bias)
+
+
+def _like(x: Tensor) -> Tensor:
+    """Room for the tokens `x`, (b, heads, n, d), that lies as b n heads d."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _log_sums(q: Tensor) -> Tensor:
+    return q.new_empty(q.transpose(1, 2).shape[:3], dtype=torch.float32)  # b n heads
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+    *tensors, ctx.geometry, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _grad(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    *grads, dbias = _backward(dout, *ctx.saved_tensors, ctx.geometry, ctx.scale)
+    return *grads, None if ctx.saved_tensors[3] is None else dbias, None, None, None
+
+
+_window_attention.register_autograd(_grad, setup_context=_save)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    dilation: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: tuple[int, int],
+    wrap: bool,
+    order: Tensor | None,
+    bias_table: Tensor | None,
+    bias_index: Tensor | None,
+    pad: str,
+    scale: float,
+) -> Tensor:
+    bias = None
+    if bias_table is not None and bias_index is not None:
+        # The backward of an embedding adds in a fixed order.
+        bias = F.embedding(bias_index % len(bias_table), bias_table.float()).permute(2, 0, 1).contiguous()  # heads n m
+    geometry = (*grid, *window, *dilation, *shift, *overlap, int(wrap), int(pad == "attend"))
+    return _window_attention(q, k, v, bias, order, geometry, scale)[0]
