@@ -2,8 +2,8 @@
 
 Tokens are read from where they lie: a position in a window becomes a token by arithmetic (`_tokens`), so that nothing
 is rolled, cut, padded or unfolded, and a mask is two small numbers compared. The backward computes the softmax anew
-from its log-sum. Every gradient is a sum in a fixed order: where several programs add to one key (windows that overlap,
-or that hold more queries than a tile), they leave parts in float32, and `_sum_kernel` adds those up.
+from its log-sum. Every gradient is a sum in a fixed order: windows that overlap leave parts in float32 that
+`_sum_kernel` adds up, and the biases have a pass of their own where a window is larger than a tile.
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,14 @@ def _dot(a, b):
     if _INTERPRETED:  # its bf16 products are wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")  # tf32 would cost float32 tokens three digits
+
+
+@triton.jit
+def _narrow(x, dtype: tl.constexpr):
+    if _INTERPRETED and dtype == tl.bfloat16:  # its cast cuts off where GPUs round
+        bits = x.to(tl.int32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit
@@ -74,7 +82,7 @@ def _load(ptr, token, held, along_n, along_d, D: tl.constexpr, BLOCK: tl.constex
 def _store(ptr, token, held, along_n, values, D: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     at = token[:, None] * along_n + column[None, :]
-    tl.store(ptr + at, values.to(ptr.dtype.element_ty), mask=held[:, None] & (column[None, :] < D))
+    tl.store(ptr + at, _narrow(values, ptr.dtype.element_ty), mask=held[:, None] & (column[None, :] < D))
 
 
 @triton.jit
@@ -113,7 +121,9 @@ def _forward_kernel(
         bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
     for number in range(first, min(first + share, windows)):
         image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
-        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
+        orders = order_ptr
+        if order_ptr is not None:
+            orders += image * order_b + head * order_h
         token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
         q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
         most = tl.full((BLOCK_M,), -float("inf"), tl.float32)
@@ -139,7 +149,7 @@ def _forward_kernel(
             p, shrink = tl.exp2(logits - level[:, None]), tl.exp2(most - level)
             v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
             total = total * shrink + tl.sum(p, 1)
-            sums = sums * shrink[:, None] + _dot(p.to(v.dtype), v)
+            sums = sums * shrink[:, None] + _dot(_narrow(p, v.dtype), v)
             most = top
         total = tl.where(real, total, 1.0)
         line = (image * h * w) * heads + head  # of (b n heads)
@@ -160,15 +170,13 @@ def _dq_kernel(
     KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     head, first = tl.program_id(1).to(tl.int64), tl.program_id(0) // TILES * share
-    query, key = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    query = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
-    key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
-    if bias_ptr is not None:
-        bias_ptr += head * QUERIES * KEYS
-        bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
     for number in range(first, min(first + share, windows)):
         image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
-        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
+        orders = order_ptr
+        if order_ptr is not None:
+            orders += image * order_b + head * order_h
         token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
         line = (image * h * w) * heads + head  # of (b n heads)
         q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
@@ -179,11 +187,8 @@ def _dq_kernel(
         tl.store(delta_ptr + line + token * heads, delta, mask=real)
         dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         for start in range(0, KEYS, BLOCK_N):
-            if KEYS > BLOCK_N:
-                key = start + tl.arange(0, BLOCK_N)
-                key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
-                if bias_ptr is not None:
-                    bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+            key = start + tl.arange(0, BLOCK_N)
+            key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
             other, inside, mark = _tokens(
                 y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
             )
@@ -191,11 +196,11 @@ def _dq_kernel(
             v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
             logits = _dot(q, k.T) * (scale * _LOG2E)
             if bias_ptr is not None:
-                logits += bias
+                logits += _biases(bias_ptr + head * QUERIES * KEYS, query[:, None], key[None, :], QUERIES, KEYS)
             seen = _visible(came[:, None], mark[None, :], held[None, :], inside[None, :], SHIFTED and not WRAP, ATTEND)
             p = tl.where(seen, tl.exp2(logits - lse[:, None]), 0.0)
             ds = p * (_dot(dout, v.T) - delta[:, None])
-            dq += _dot(ds.to(k.dtype), k)
+            dq += _dot(_narrow(ds, k.dtype), k)
         _store(dq_ptr + line * D, token, real, heads * D, dq * scale, D, BLOCK_D)
 
 
@@ -205,90 +210,91 @@ def _dkv_kernel(
     do_b, do_h, do_n, do_d, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, order_b, order_h, order_n,
     scale, windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads, share,
     D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr, SHIFTED: tl.constexpr,
-    WRAP: tl.constexpr, ATTEND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr,
+    WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
+    SHIFTED: tl.constexpr, WRAP: tl.constexpr, ATTEND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    KEYS_TOO: tl.constexpr, BIAS_TOO: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of keys and values, summed over all query tiles, or of the biases of one query tile, or both."""
     QUERIES: tl.constexpr = WH * WW
     KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
-    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
+    TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M if BIAS_TOO else 1
     KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
-    head, part = tl.program_id(1).to(tl.int64), tl.program_id(0) % TILES
-    group = tl.program_id(0) // (TILES * KEY_TILES)
-    query = part * BLOCK_M + tl.arange(0, BLOCK_M)
+    head, group = tl.program_id(1).to(tl.int64), tl.program_id(0) // (TILES * KEY_TILES)
+    begin = tl.program_id(0) % TILES * BLOCK_M
     key = tl.program_id(0) // TILES % KEY_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
-    down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
     key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
-    if bias_ptr is not None:
-        bias = _biases(bias_ptr + head * QUERIES * KEYS, query[None, :], key[:, None], QUERIES, KEYS)
+    if BIAS_TOO:
         dbias = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     for number in range(group * share, min((group + 1) * share, windows)):
         image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
-        orders = None if order_ptr is None else order_ptr + image * order_b + head * order_h
-        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        orders = order_ptr
+        if order_ptr is not None:
+            orders += image * order_b + head * order_h
         other, inside, mark = _tokens(
             y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
         )
-        line = (image * h * w) * heads + head  # of (b n heads)
-        q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
         k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
-        lse = tl.load(lse_ptr + line + token * heads, mask=real, other=float("inf"))
-        logits = _dot(k, q.T) * (scale * _LOG2E)
-        if bias_ptr is not None:
-            logits += bias
-        seen = _visible(came[None, :], mark[:, None], held[:, None], inside[:, None], SHIFTED and not WRAP, ATTEND)
-        p = tl.where(seen, tl.exp2(logits - lse[None, :]), 0.0)
         v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
-        dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
-        delta = tl.load(delta_ptr + line + token * heads, mask=real, other=0.0)
-        ds = p * (_dot(v, dout.T) - delta[None, :])
-        if bias_ptr is not None:
-            dbias += ds
-        dv, dk = _dot(p.to(dout.dtype), dout), _dot(ds.to(q.dtype), q) * scale
-        if PARTS:  # (tiles, b windows, heads, keys, d)
-            at = ((part.to(tl.int64) * windows + number) * heads + head) * KEYS
-            _store(dk_ptr + at * D, key.to(tl.int64), inside, D, dk, D, BLOCK_D)
-            _store(dv_ptr + at * E, key.to(tl.int64), inside, E, dv, E, BLOCK_E)
-        else:
-            _store(dk_ptr + line * D, other, inside, heads * D, dk, D, BLOCK_D)
-            _store(dv_ptr + line * E, other, inside, heads * E, dv, E, BLOCK_E)
-    if bias_ptr is not None:  # (groups, heads, queries, keys)
-        at = (group * heads + head) * QUERIES * KEYS + query[None, :] * KEYS + key[:, None]
+        line = (image * h * w) * heads + head  # of (b n heads)
+        if KEYS_TOO:
+            dk, dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32), tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
+        for start in range(begin, begin + BLOCK_M if BIAS_TOO else QUERIES, BLOCK_M):
+            query = start + tl.arange(0, BLOCK_M)
+            down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
+            token, real, came = _tokens(
+                y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False
+            )
+            q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
+            dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
+            lse = tl.load(lse_ptr + line + token * heads, mask=real, other=float("inf"))
+            delta = tl.load(delta_ptr + line + token * heads, mask=real, other=0.0)
+            logits = _dot(k, q.T) * (scale * _LOG2E)
+            if bias_ptr is not None:
+                logits += _biases(bias_ptr + head * QUERIES * KEYS, query[None, :], key[:, None], QUERIES, KEYS)
+            seen = _visible(came[None, :], mark[:, None], held[:, None], inside[:, None], SHIFTED and not WRAP, ATTEND)
+            p = tl.where(seen, tl.exp2(logits - lse[None, :]), 0.0)
+            ds = p * (_dot(v, dout.T) - delta[None, :])
+            if KEYS_TOO:
+                dv += _dot(_narrow(p, dout.dtype), dout)
+                dk += _dot(_narrow(ds, q.dtype), q)
+            if BIAS_TOO:
+                dbias += ds
+        if KEYS_TOO:
+            row, apart = other, heads
+            if OH + OW > 0:  # parts: (b windows, heads, keys, d)
+                row, apart, line = key.to(tl.int64), 1, (head + number * heads) * KEYS
+            _store(dk_ptr + line * D, row, inside, apart * D, dk * scale, D, BLOCK_D)
+            _store(dv_ptr + line * E, row, inside, apart * E, dv, E, BLOCK_E)
+    if BIAS_TOO:  # (groups, heads, queries, keys)
+        query = begin + tl.arange(0, BLOCK_M)
+        at = (head + group * heads) * QUERIES * KEYS + query[None, :] * KEYS + key[:, None]
         tl.store(dbias_ptr + at, dbias, mask=(query[None, :] < QUERIES) & (key[:, None] < KEYS))
 
 
 @triton.jit
-def _home(place, size, shift, dilation, WINDOW: tl.constexpr):
-    """The window along an axis that holds a place as a query, and the position in it."""
-    rolled = tl.where(place < shift, place - shift + size, place - shift)
-    cell = WINDOW * dilation
-    return rolled // cell * dilation + rolled % dilation, rolled % cell // dilation
-
-
-@triton.jit
 def _sum_kernel(
-    parts_ptr, out_ptr, order_ptr, order_b, order_h, order_n, parts,
+    parts_ptr, out_ptr, order_ptr, order_b, order_h, order_n,
     windows, rows, columns, h, w, size_y, size_x, shift_y, shift_x, dilation_y, dilation_x, heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """Add up what the windows that overlap at a token have for it; such windows neither shift nor spread."""
     FAR_Y: tl.constexpr = (OH + WH - 1) // WH
     FAR_X: tl.constexpr = (OW + WW - 1) // WW
     n, head = h * w, tl.program_id(1).to(tl.int64)
     image, block = (tl.program_id(0) // tl.cdiv(n, BLOCK_N)).to(tl.int64), tl.program_id(0) % tl.cdiv(n, BLOCK_N)
     place = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    row, y = _home(place // w, size_y, shift_y, dilation_y, WH)
-    column, x = _home(place % w, size_x, shift_x, dilation_x, WW)
+    y, x = place // w, place % w
     total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for part in range(parts):
-        first = part * windows + image * rows * columns
-        for down in range(-FAR_Y, FAR_Y + 1):
-            for right in range(-FAR_X, FAR_X + 1):
-                i, j = y + OH - down * WH, x + OW - right * WW
-                held = (row + down >= 0) & (row + down < rows) & (i >= 0) & (i < WH + 2 * OH) & (place < n)
-                held &= (column + right >= 0) & (column + right < columns) & (j >= 0) & (j < WW + 2 * OW)
-                window = first + (row + down) * columns + column + right
-                key = ((window * heads + head) * (WH + 2 * OH) + i) * (WW + 2 * OW) + j
-                total += _load(parts_ptr, key, held, D, 1, D, BLOCK_D)
+    for down in range(-FAR_Y, FAR_Y + 1):
+        for right in range(-FAR_X, FAR_X + 1):
+            row, column = y // WH + down, x // WW + right
+            i, j = y + OH - row * WH, x + OW - column * WW
+            held = (row >= 0) & (row < rows) & (i >= 0) & (i < WH + 2 * OH) & (place < n)
+            held &= (column >= 0) & (column < columns) & (j >= 0) & (j < WW + 2 * OW)
+            window = image * rows * columns + row * columns + column
+            key = ((window * heads + head) * (WH + 2 * OH) + i) * (WW + 2 * OW) + j
+            total += _load(parts_ptr, key, held, D, 1, D, BLOCK_D)
     token = place.to(tl.int64)
     if order_ptr is not None:
         token = tl.load(order_ptr + image * order_b + head * order_h + token * order_n, mask=place < n, other=0)
@@ -306,7 +312,7 @@ def _window_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     call = Call(q, v, order, geometry)
-    out, lse = _like(v), _log_sums(q)
+    out, lse = _like(v), _like(q[..., 0], torch.float32)
     if out.numel():
         programs, options = call.launch(call.tiles[0])
         strides = (*q.stride(), *k.stride(), *v.stride(), *call.order)
@@ -316,7 +322,7 @@ def _window_attention(
 
 @_window_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return _like(v), _log_sums(q)
+    return _like(v), _like(q[..., 0], torch.float32)
 
 
 @torch.library.custom_op("zoo::window_attention_triton_backward", mutates_args=())
@@ -333,29 +339,30 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(q, v, order, geometry)
-    dq, dk, dv, delta = _like(q), _like(k), _like(v), torch.empty_like(lse)
+    dq, dk, dv, delta = _like(q), _like(k), _like(v), _like(lse)
     if not dout.numel():
         return dq.zero_(), dk.zero_(), dv, q.new_empty(0) if bias is None else torch.zeros_like(bias)
     strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride(), *call.order)
     programs, options = call.launch(call.tiles[1])
     _dq_kernel[programs](dout, q, k, v, out, lse, bias, order, delta, dq, *strides, scale, *call.where, **options)
 
-    programs, options = call.launch(call.tiles[2], key_tiles=True)
-    parts, sums = triton.cdiv(call.queries, options["BLOCK_M"]), [dk, dv]
-    if apart := parts > 1 or call.keys > call.queries:
-        keys = parts * call.windows * call.heads * call.keys
-        sums = [q.new_empty(keys, t.shape[3], dtype=torch.float32) for t in (k, v)]
-    dbias = q.new_empty(0)
-    if bias is not None:
-        dbias = bias.new_empty(triton.cdiv(call.windows, options["share"]), *bias.shape)
-    tensors = (dout, q, k, v, lse, bias, order, delta, *sums, dbias)
-    _dkv_kernel[programs](*tensors, *strides, scale, *call.where, **options, PARTS=apart)
-    for total, whole, block in zip(sums, (dk, dv), ("BLOCK_D", "BLOCK_E"), strict=True):
-        if apart:
-            _sum_kernel[(call.b * triton.cdiv(call.n, 64), call.heads)](
-                total, whole, order, *call.order, parts, *call.where, **call.window,
-                D=whole.shape[3], BLOCK_D=options[block], BLOCK_N=64, num_warps=4,
-            )  # fmt: skip
+    parts, dbias = [dk, dv], q.new_empty(0)
+    if call.keys > call.queries:
+        parts = [q.new_empty(call.windows * call.heads * call.keys, t.shape[3], dtype=torch.float32) for t in (k, v)]
+    once = bias is None or call.small
+    for keys_too, bias_too in [(True, bias is not None)] if once else [(True, False), (False, True)]:
+        programs, options = call.launch(call.tiles[2 + bias_too], queries=bias_too, keys=True)
+        if bias is not None and bias_too:
+            dbias = bias.new_empty(triton.cdiv(call.windows, options["share"]), *bias.shape)
+        _dkv_kernel[programs](
+            dout, q, k, v, lse, bias, order, delta, *parts, dbias, *strides, scale, *call.where, **options,
+            KEYS_TOO=keys_too, BIAS_TOO=bias_too,
+        )  # fmt: skip
+    if call.keys > call.queries:
+        programs = (call.b * triton.cdiv(call.n, 64), call.heads)
+        for part, total, width in zip(parts, (dk, dv), ("D", "E"), strict=True):
+            sizes = {"D": call.widths[width], "BLOCK_D": call.widths["BLOCK_" + width], "BLOCK_N": 64} | call.window
+            _sum_kernel[programs](part, total, order, *call.order, *call.where, **sizes, num_warps=4)
     return dq, dk, dv, dbias if bias is None else dbias.sum(0)
 
 
@@ -364,13 +371,9 @@ def _(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *_: ob
     return _like(q), _like(k), _like(v), q.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
-def _like(x: Tensor) -> Tensor:
-    """Room for the tokens `x`, (b, heads, n, d), that lies as b n heads d."""
-    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
-
-
-def _log_sums(q: Tensor) -> Tensor:
-    return q.new_empty(q.transpose(1, 2).shape[:3], dtype=torch.float32)  # b n heads
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for `x`, (b, heads, n, ...), that lies as b n heads ..."""
+    return x.new_empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
