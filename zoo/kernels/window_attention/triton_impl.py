@@ -55,20 +55,20 @@ def _reach(i, dilation_y, dilation_x, WH: tl.constexpr, WW: tl.constexpr, OH: tl
 
 
 @triton.jit
-def _tokens(y, x, held, order_ptr, order_n, h, w, size_y, size_x, SHIFTED: tl.constexpr, OVERLAP: tl.constexpr):
-    """Tokens at places (y, x), which of them the map has, and the borders that they came around."""
-    came = tl.zeros_like(y)
+def _tokens(y, x, held, order_ptr, axes, SHIFTED: tl.constexpr, WRAP: tl.constexpr, ATTEND: tl.constexpr):
+    """Tokens at places (y, x), which of them the map has, and marks: a query sees the keys of its own; -1 is hidden."""
+    h, w, size_y, size_x, order_n = axes
+    mark = tl.zeros_like(y)
     if SHIFTED:
         below, beyond = y >= size_y, x >= size_x
         y, x = tl.where(below, y - size_y, y), tl.where(beyond, x - size_x, x)
-        came = 2 * below.to(tl.int32) + beyond.to(tl.int32)
-    held = held & (y < h) & (x < w)
-    if OVERLAP:
-        held = held & (y >= 0) & (x >= 0)
+        if not WRAP:
+            mark = 2 * below.to(tl.int32) + beyond.to(tl.int32)  # the borders that they came around
+    real = held & (y >= 0) & (y < h) & (x >= 0) & (x < w)
     token = (y * w + x).to(tl.int64)
     if order_ptr is not None:
-        token = tl.load(order_ptr + token * order_n, mask=held, other=0)
-    return token, held, came
+        token = tl.load(order_ptr + token * order_n, mask=real, other=0)
+    return token, real, tl.where(held if ATTEND else real, mark, -1)
 
 
 @triton.jit
@@ -92,15 +92,6 @@ def _biases(ptr, query, key, QUERIES: tl.constexpr, KEYS: tl.constexpr):
 
 
 @triton.jit
-def _visible(came, mark, held, inside, SPLIT: tl.constexpr, ATTEND: tl.constexpr):
-    """Which key (mark, held, inside) a query (came) sees; they broadcast against each other."""
-    seen = held if ATTEND else held & inside
-    if SPLIT:
-        seen = seen & (came == mark)
-    return seen
-
-
-@triton.jit
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, bias_ptr, order_ptr,
     q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, order_b, order_h, order_n,
@@ -113,6 +104,7 @@ def _forward_kernel(
     KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     head, first = tl.program_id(1).to(tl.int64), tl.program_id(0) // TILES * share
+    axes = h, w, size_y, size_x, order_n
     query, key = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
     key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
@@ -124,7 +116,7 @@ def _forward_kernel(
         orders = order_ptr
         if order_ptr is not None:
             orders += image * order_b + head * order_h
-        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        token, real, own = _tokens(y + down, x + right, whole, orders, axes, SHIFTED, WRAP, True)
         q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
         most = tl.full((BLOCK_M,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
@@ -135,15 +127,12 @@ def _forward_kernel(
                 key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
                 if bias_ptr is not None:
                     bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
-            other, inside, mark = _tokens(
-                y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
-            )
+            other, inside, mark = _tokens(y + key_down, x + key_right, held, orders, axes, SHIFTED, WRAP, ATTEND)
             k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
             logits = _dot(q, k.T) * (scale * _LOG2E)
             if bias_ptr is not None:
                 logits += bias
-            seen = _visible(came[:, None], mark[None, :], held[None, :], inside[None, :], SHIFTED and not WRAP, ATTEND)
-            logits = tl.where(seen, logits, -float("inf"))
+            logits = tl.where(own[:, None] == mark[None, :], logits, -float("inf"))
             top = tl.maximum(most, tl.max(logits, 1))
             level = tl.where(top == -float("inf"), 0.0, top)  # a padded query may see nothing
             p, shrink = tl.exp2(logits - level[:, None]), tl.exp2(most - level)
@@ -170,6 +159,7 @@ def _dq_kernel(
     KEYS: tl.constexpr = (WH + 2 * OH) * (WW + 2 * OW)
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M
     head, first = tl.program_id(1).to(tl.int64), tl.program_id(0) // TILES * share
+    axes = h, w, size_y, size_x, order_n
     query = tl.program_id(0) % TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
     for number in range(first, min(first + share, windows)):
@@ -177,7 +167,7 @@ def _dq_kernel(
         orders = order_ptr
         if order_ptr is not None:
             orders += image * order_b + head * order_h
-        token, real, came = _tokens(y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False)
+        token, real, own = _tokens(y + down, x + right, whole, orders, axes, SHIFTED, WRAP, True)
         line = (image * h * w) * heads + head  # of (b n heads)
         q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
         dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
@@ -189,16 +179,13 @@ def _dq_kernel(
         for start in range(0, KEYS, BLOCK_N):
             key = start + tl.arange(0, BLOCK_N)
             key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
-            other, inside, mark = _tokens(
-                y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
-            )
+            other, inside, mark = _tokens(y + key_down, x + key_right, held, orders, axes, SHIFTED, WRAP, ATTEND)
             k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
             v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
             logits = _dot(q, k.T) * (scale * _LOG2E)
             if bias_ptr is not None:
                 logits += _biases(bias_ptr + head * QUERIES * KEYS, query[:, None], key[None, :], QUERIES, KEYS)
-            seen = _visible(came[:, None], mark[None, :], held[None, :], inside[None, :], SHIFTED and not WRAP, ATTEND)
-            p = tl.where(seen, tl.exp2(logits - lse[:, None]), 0.0)
+            p = tl.where(own[:, None] == mark[None, :], tl.exp2(logits - lse[:, None]), 0.0)
             ds = p * (_dot(dout, v.T) - delta[:, None])
             dq += _dot(_narrow(ds, k.dtype), k)
         _store(dq_ptr + line * D, token, real, heads * D, dq * scale, D, BLOCK_D)
@@ -220,6 +207,7 @@ def _dkv_kernel(
     TILES: tl.constexpr = (QUERIES + BLOCK_M - 1) // BLOCK_M if BIAS_TOO else 1
     KEY_TILES: tl.constexpr = (KEYS + BLOCK_N - 1) // BLOCK_N
     head, group = tl.program_id(1).to(tl.int64), tl.program_id(0) // (TILES * KEY_TILES)
+    axes = h, w, size_y, size_x, order_n
     begin = tl.program_id(0) % TILES * BLOCK_M
     key = tl.program_id(0) // TILES % KEY_TILES * BLOCK_N + tl.arange(0, BLOCK_N)
     key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
@@ -230,9 +218,7 @@ def _dkv_kernel(
         orders = order_ptr
         if order_ptr is not None:
             orders += image * order_b + head * order_h
-        other, inside, mark = _tokens(
-            y + key_down, x + key_right, held, orders, order_n, h, w, size_y, size_x, SHIFTED, OH + OW > 0
-        )
+        other, inside, mark = _tokens(y + key_down, x + key_right, held, orders, axes, SHIFTED, WRAP, ATTEND)
         k = _load(k_ptr + image * k_b + head * k_h, other, inside, k_n, k_d, D, BLOCK_D)
         v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
         line = (image * h * w) * heads + head  # of (b n heads)
@@ -241,9 +227,7 @@ def _dkv_kernel(
         for start in range(begin, begin + BLOCK_M if BIAS_TOO else QUERIES, BLOCK_M):
             query = start + tl.arange(0, BLOCK_M)
             down, right, whole = _reach(query, dilation_y, dilation_x, WH, WW, 0, 0)
-            token, real, came = _tokens(
-                y + down, x + right, whole, orders, order_n, h, w, size_y, size_x, SHIFTED, False
-            )
+            token, real, own = _tokens(y + down, x + right, whole, orders, axes, SHIFTED, WRAP, True)
             q = _load(q_ptr + image * q_b + head * q_h, token, real, q_n, q_d, D, BLOCK_D)
             dout = _load(dout_ptr + image * do_b + head * do_h, token, real, do_n, do_d, E, BLOCK_E)
             lse = tl.load(lse_ptr + line + token * heads, mask=real, other=float("inf"))
@@ -251,8 +235,7 @@ def _dkv_kernel(
             logits = _dot(k, q.T) * (scale * _LOG2E)
             if bias_ptr is not None:
                 logits += _biases(bias_ptr + head * QUERIES * KEYS, query[None, :], key[:, None], QUERIES, KEYS)
-            seen = _visible(came[None, :], mark[:, None], held[:, None], inside[:, None], SHIFTED and not WRAP, ATTEND)
-            p = tl.where(seen, tl.exp2(logits - lse[None, :]), 0.0)
+            p = tl.where(own[None, :] == mark[:, None], tl.exp2(logits - lse[None, :]), 0.0)
             ds = p * (_dot(v, dout.T) - delta[None, :])
             if KEYS_TOO:
                 dv += _dot(_narrow(p, dout.dtype), dout)
