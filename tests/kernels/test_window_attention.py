@@ -31,6 +31,13 @@ CASES = {  # grid, window, options
     "overlap": ((8, 12), 4, {"overlap": 1}),
     "overlap, padding seen": ((8, 12), 4, {"overlap": 1, "pad": "attend"}),
     "overlap wider than a window": ((5, 9), (2, 3), {"overlap": (5, 4), "pad": "attend"}),
+    "63 tokens": ((7, 9), (4, 5), {"shift": (1, 2)}),
+    "1000 tokens": ((25, 40), 8, {"shift": 4}),
+    "dilation": ((8, 12), (2, 3), {"dilation": (2, 4)}),
+    "dilation of many cells": ((4, 24), 2, {"dilation": (1, 3)}),
+    "dilation, ragged": ((7, 11), (2, 3), {"dilation": (3, 2)}),
+    "dilation, ragged, padding seen": ((7, 11), (2, 3), {"dilation": (3, 2), "pad": "attend"}),
+    "dilation beyond the map": ((3, 5), 2, {"dilation": (4, 7)}),
     "overlap of one axis, ragged": ((7, 9), (4, 2), {"overlap": (0, 3)}),
     "overlap, ragged, padding seen": ((7, 9), (4, 2), {"overlap": (2, 1), "pad": "attend"}),
 }
@@ -237,7 +244,7 @@ def test_registered_op_keeps_the_rules_of_torch(learned):
     args = [t.requires_grad_() for t in tokens((4, 6), b=1, dtype=torch.float32)]
     table = torch.randn(3, 2, 2, 4, 4, requires_grad=True) if learned else None
     torch.library.opcheck(
-        torch_impl._window_attention, (*args, table, (4, 6), (2, 2), (0, 0), (1, 1), False, True, 0.5)
+        torch_impl._window_attention, (*args, table, (4, 6), (2, 2), (1, 1), (0, 0), (1, 1), False, True, 0.5)
     )
 
 
@@ -293,7 +300,18 @@ def broken(**changes):
         ({"bias_index": None}, r"bias_table and bias_index must come together"),
         ({"bias_table": torch.zeros(9, 3)}, r"bias_table must be float \(rows, 2\), got \(9, 3\)"),
         ({"pad": "zeros"}, r"pad must be mask or attend, got 'zeros'"),
-        ({"impl": "triton"}, r"impl must be auto, reference or torch for this call, got 'triton'"),
+        ({"dilation": 0}, r"dilation must be at least \(1, 1\), got \(0, 0\)"),
+        (
+            {"dilation": 2, "wrap": True},
+            r"dilation must be \(1, 1\) for windows that shift, overlap or wrap, got \(2, 2\)",
+        ),
+        ({"order": torch.arange(16)}, r"order must be int64 \(1 or 1, 2 or 1, 16\), got torch.int64 \(16,\)"),
+        ({"order": torch.zeros(1, 1, 16)}, r"order must be int64 .* got torch.float32 \(1, 1, 16\)"),
+        ({"impl": "cuda"}, r"impl must be auto, reference, torch or triton, got 'cuda'"),
+        (
+            dict.fromkeys("qkv", torch.zeros(1, 2, 16, 4).double()) | {"impl": "triton"},
+            r"impl must be auto, reference or torch for this call, got 'triton'",
+        ),
     ],
 )
 def test_errors_name_the_rule_and_what_was_given(changes, message):

@@ -4,20 +4,34 @@ For query i in window W, over the keys j that W sees:
 
     o_i = sum_j p_ij v_j        p_i = softmax_j(scale q_i . k_j + bias_table[bias_index[i, j] mod rows])
 
-1. The map (h, w) is padded with zero tokens at the bottom and at the right to a multiple of the window.
+1. The map (h, w) is padded with zero tokens at the bottom and at the right to a multiple of the window. With `order`,
+   place n of the map (raster) holds token order[n].
 2. It is rolled by minus `shift` and cut into windows; the result is rolled back. Where a window then holds tokens from
    opposite borders, a query sees only the keys that came with it (`wrap=False`), or all of them (`wrap=True`, CRAFT).
-3. With `overlap`, the keys of a window reach that many tokens further on each side (HAT: 16 x 16 queries on 24 x 24
+3. With `dilation`, the tokens of a window lie that far apart: each cell of window x dilation tokens holds as many
+   interleaved windows as tokens lie between.
+4. With `overlap`, the keys of a window reach that many tokens further on each side (HAT: 16 x 16 queries on 24 x 24
    keys); beyond the map there is padding.
-4. Padding is never seen (`pad="mask"`), or it is a key like any other (`pad="attend"`): a zero token, so that its logit
+5. Padding is never seen (`pad="mask"`), or it is a key like any other (`pad="attend"`): a zero token, so that its logit
    is the bias alone and its value nothing. The published weights of HAT count on the latter where keys overlap.
 
-Computed in float32 or wider, the softmax too, whatever the dtype of the tokens.
+What papers call otherwise, on a map of (h, w):
 
-Source: Swin Transformer (Liu et al. 2021), section 3.2; HAT (Chen et al. 2023), overlapping cross-attention;
-CRAFT (Li et al. 2023) for rectangles that wrap.
+    stripes (CSWin)                         window=(h, 7) for one half of the heads, window=(7, w) for the other
+    grid (MaxViT), h and w in sevens        window=7, dilation=(h // 7, w // 7)
+    bins of a histogram, by `order`         grid=(1, n), window=(1, n // bins)
+    combs through a histogram, by `order`   grid=(1, n), window=(1, n // combs), dilation=(1, combs)
+    softmax plus one, exp / (1 + sum exp)   grid=(1, n), window=(1, n + 1), pad="attend", no bias
+
+Safe in float16 and bfloat16: logits, softmax and sums are float32 or wider whatever the dtype of the tokens, and an
+output is a mean of values. What makes SwinIR and HAT fail in float16 lies outside: the residual stream of their trained
+weights grows from group to group until it leaves the range (65,504), with any attention.
+
+Source: Swin Transformer (Liu et al. 2021), section 3.2; HAT (Chen et al. 2023), overlapping cross-attention; CRAFT (Li
+et al. 2023) for rectangles that wrap; CSWin (Dong et al. 2022); MaxViT (Tu et al. 2022); Histoformer (Sun et al. 2024).
 """
 
+import torch
 from torch import Tensor
 
 from zoo.kernels.impls import pick
@@ -34,9 +48,11 @@ def window_attention(
     *,
     grid: tuple[int, int],
     window: int | tuple[int, int],
+    dilation: int | tuple[int, int] = (1, 1),
     shift: int | tuple[int, int] = (0, 0),
     overlap: int | tuple[int, int] = (0, 0),
     wrap: bool = False,
+    order: Tensor | None = None,
     bias_table: Tensor | None = None,
     bias_index: Tensor | None = None,
     pad: str = "mask",
@@ -51,34 +67,47 @@ def window_attention(
         v: values, (b, heads, n, e), dtype of `q`.
         grid: rows and columns of the map (h, w); n = h w in raster order.
         window: rows and columns of a window (wh, ww) in tokens, or one number for both.
+        dilation: distance in tokens between neighbours of a window; not together with `shift`, `wrap` or `overlap`.
         shift: tokens by which the windows are displaced down and right, each in [0, window).
         overlap: tokens by which a key window reaches beyond its query window on each side; not together with `shift`.
         wrap: whether tokens that the shift brought from the opposite border are seen too.
+        order: token that each place of the map holds, int64 (b or 1, heads or 1, n), every token once (not checked).
         bias_table: additive bias by relative position, (rows, heads); any float dtype.
         bias_index: row of the table for each pair, int64 (wh ww, (wh + 2 oh) (ww + 2 ow)), read modulo rows.
         pad: "mask" keeps padding out of the softmax, "attend" lets it in as zero keys with zero values.
         scale: factor of the products; d^-0.5 when None.
-        impl: "reference", "torch", or "auto" (torch).
+        impl: "reference", "torch", "triton", or "auto" (Triton on CUDA, torch elsewhere). Triton takes float32,
+            float16 and bfloat16 with d and e up to 256.
 
     Returns:
-        (b, heads, n, e), dtype of `q`.
+        (b, heads, n, e), dtype of `q`; in the order of `q` also where `order` is given.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit together, or an unknown `impl`.
     """
-    grid, window, shift, overlap = (
+    grid, window, dilation, shift, overlap = (
         _pair(name, value)
-        for name, value in (("grid", grid), ("window", window), ("shift", shift), ("overlap", overlap))
+        for name, value in (
+            ("grid", grid),
+            ("window", window),
+            ("dilation", dilation),
+            ("shift", shift),
+            ("overlap", overlap),
+        )
     )
-    _check_tokens(q, k, v, grid)
-    _check_geometry(window, shift, overlap, wrap, pad)
+    _check_tokens(q, k, v, grid, order)
+    _check_geometry(window, dilation, shift, overlap, wrap, pad)
     _check_bias(bias_table, bias_index, q.shape[1], window, overlap)
-    if pick("window_attention", impl, q, triton=False) == "reference":
+    triton = q.dtype != torch.float64 and max(q.shape[3], v.shape[3]) <= 256
+    impl = pick("window_attention", impl, q, triton=triton)
+    if impl == "reference":
         from .reference import forward
-    else:
+    elif impl == "torch":
         from .torch_impl import forward
+    else:
+        from .triton_impl import forward
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    return forward(q, k, v, grid, window, shift, overlap, wrap, bias_table, bias_index, pad, factor)
+    return forward(q, k, v, grid, window, dilation, shift, overlap, wrap, order, bias_table, bias_index, pad, factor)
 
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
@@ -88,7 +117,7 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
-def _check_tokens(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> None:
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], order: Tensor | None) -> None:
     if q.ndim != 4 or not q.shape[3]:
         raise ValueError(f"window_attention: q must be (b, heads, n, d) with d at least 1, got {tuple(q.shape)}")
     if k.shape != q.shape:
@@ -101,13 +130,28 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Non
         raise ValueError(f"window_attention: grid must be (h, w) with h w = {q.shape[2]} tokens, got {grid}")
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"window_attention: k and v must be float like q, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if order is not None:
+        b, heads, n = q.shape[:3]
+        fits = order.ndim == 3 and order.shape[0] in (1, b) and order.shape[1] in (1, heads) and order.shape[2] == n
+        if not fits or order.dtype != torch.int64:
+            raise ValueError(
+                f"window_attention: order must be int64 ({b} or 1, {heads} or 1, {n}), "
+                f"got {order.dtype} {tuple(order.shape)}"
+            )
 
 
 def _check_geometry(
-    window: tuple[int, int], shift: tuple[int, int], overlap: tuple[int, int], wrap: bool, pad: str
+    window: tuple[int, int],
+    dilation: tuple[int, int],
+    shift: tuple[int, int],
+    overlap: tuple[int, int],
+    wrap: bool,
+    pad: str,
 ) -> None:
     if min(window) < 1:
         raise ValueError(f"window_attention: window must be at least (1, 1), got {window}")
+    if min(dilation) < 1:
+        raise ValueError(f"window_attention: dilation must be at least (1, 1), got {dilation}")
     if any(not 0 <= s < size for s, size in zip(shift, window, strict=True)):
         raise ValueError(f"window_attention: shift must be in [0, window) for window {window}, got {shift}")
     if min(overlap) < 0:
@@ -115,6 +159,11 @@ def _check_geometry(
     if any(overlap) and (any(shift) or wrap):
         raise ValueError(
             f"window_attention: overlap must be (0, 0) for windows that shift or wrap, got {overlap}, {shift=}, {wrap=}"
+        )
+    if max(dilation) > 1 and (any(shift) or any(overlap) or wrap):
+        raise ValueError(
+            f"window_attention: dilation must be (1, 1) for windows that shift, overlap or wrap, got {dilation}, "
+            f"{shift=}, {overlap=}, {wrap=}"
         )
     if pad not in ("mask", "attend"):
         raise ValueError(f"window_attention: pad must be mask or attend, got {pad!r}")
