@@ -28,6 +28,7 @@ from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arg
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 UPSCALES = (1, 2, 3, 4)
+_FFN_FACTOR = 2.66  # of all official files
 
 
 class DynamicPosBias(nn.Module):
@@ -271,7 +272,7 @@ class CRAFT(nn.Module):
         split_size_0: int = 4,
         split_size_1: int = 16,
         mlp_ratio: float = 2.0,
-        ffn_factor: float = 2.66,
+        ffn_factor: float = _FFN_FACTOR,
         upscale: int = 4,
         img_range: float = 1.0,
         resi_connection: str = "1conv",
@@ -376,6 +377,7 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     if any(key not in state_dict for key in needed):
         return None
     embed_dim, in_chans = state_dict["conv_first.weight"].shape[:2]
+    narrow = state_dict[hidden[1]].shape[1]
     group = "layers.{}.residual_group."
     groups = range(count(state_dict, "layers."))
     return {
@@ -385,7 +387,7 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
         "num_heads": [len(state_dict[group.format(i) + "hf_blocks.0.attn.temperature"]) for i in groups],
         **_split_size(state_dict),
         "mlp_ratio": ratio(state_dict[hidden[0]].shape[0], embed_dim),
-        "ffn_factor": ratio(state_dict[hidden[1]].shape[1], embed_dim),
+        "ffn_factor": _FFN_FACTOR if int(embed_dim * _FFN_FACTOR) == narrow else ratio(narrow, embed_dim),
         "upscale": math.isqrt(state_dict["upsample.0.weight"].shape[0] // in_chans),
         "resi_connection": "1conv" if "conv_after_body.weight" in state_dict else "identity",
     }
