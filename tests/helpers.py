@@ -1,7 +1,34 @@
-"""Measures that several test files share."""
+"""Golden files and measures that several test files share."""
+
+import json
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> tuple[dict, dict[str, Tensor]]:
+    """Facts and tensors of a golden file."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {k: json.loads(v) if v[0] in "{[" else v for k, v in file.metadata().items()}, tensors
+
+
+def group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def on_meta(manifest: Path) -> dict[str, Tensor]:
+    """A state dict of the names and shapes of official weights, without numbers."""
+    shapes = json.loads(manifest.read_text(encoding="utf-8"))
+    return {
+        key: torch.empty(shape, device="meta", dtype=torch.int64 if "index" in key else torch.float32)
+        for key, shape in shapes.items()
+    }
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

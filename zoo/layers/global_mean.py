@@ -1,7 +1,8 @@
-"""The mean over an image that channel attention gates by, also when the image is only seen in tiles."""
+"""What channel attention takes from a whole image, also when the image is only seen in tiles."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,4 +22,25 @@ class GlobalMean(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.gather is not None:
             return self.gather(self, features)
+        return self.own(features)
+
+    def own(self, features: Tensor) -> Tensor:
+        """The mean of these features alone, whatever `gather` would say."""
         return features.mean((2, 3), keepdim=True)
+
+
+class GlobalGram(GlobalMean):
+    """Mean over pixels of the products of each two channels of a head, (b, heads c, h, w) -> (b, heads, c, c).
+
+    Args:
+        num_heads: groups of channels that meet no other group.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def own(self, features: Tensor) -> Tensor:
+        pixels = features.flatten(2).unflatten(1, (self.num_heads, -1))  # b heads c n
+        pixels = pixels.to(torch.promote_types(features.dtype, torch.float32))
+        return pixels @ pixels.mT / pixels.shape[3]

@@ -66,6 +66,20 @@ FAMILIES = {
             "hat-l-x4": (4, 16, 40_846_575),
         },
     ),
+    "craft": Family(
+        "zoo.models.restorers.craft",
+        "super-resolution",
+        ("float32", "bfloat16"),
+        "Apache-2.0",
+        {"craft-x2": (2, 16, 737_756), "craft-x3": (3, 16, 744_251), "craft-x4": (4, 16, 753_344)},
+    ),
+    "histoformer": Family(
+        "zoo.models.restorers.histoformer",
+        "adverse weather",
+        ("float32",),
+        "MIT",
+        {"histoformer-allweather": (1, 8, 16_615_100), "histoformer-realsnow": (1, 8, 16_615_100)},
+    ),
     "plain-conv": Family(
         "zoo.models.restorers.plain_conv",
         "super-resolution",

@@ -72,7 +72,7 @@ class Means:
     def _known_for(self, module: GlobalMean, features: Tensor) -> Tensor:
         known = self._known.get(module)
         if known is None:
-            return features.mean((2, 3), keepdim=True)
+            return module.own(features)
         return known.to(features.dtype).repeat(len(features) // len(known), 1, 1, 1)
 
     def _add(self, module: GlobalMean, features: Tensor, corners: Sequence[tuple[int, int]]) -> None:
@@ -83,9 +83,10 @@ class Means:
                 for axis, number in ((0, i), (1, j))
             )
             core = part[..., rows, columns]
-            total = core.sum((2, 3), keepdim=True, dtype=torch.promote_types(core.dtype, torch.float32))
-            self._sums[module] = self._sums.get(module, 0) + total
-            self._counts[module] = self._counts.get(module, 0) + core.shape[2] * core.shape[3]
+            count = core.shape[2] * core.shape[3]
+            mean = module.own(core.to(torch.promote_types(core.dtype, torch.float32)))
+            self._sums[module] = self._sums.get(module, 0) + count * mean
+            self._counts[module] = self._counts.get(module, 0) + count
 
     @contextmanager
     def _asking(self, gather: Callable[[GlobalMean, Tensor], Tensor]) -> Iterator[None]:

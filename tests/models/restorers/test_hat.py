@@ -1,16 +1,14 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
 import zoo
+from tests.helpers import golden, group, on_meta
 from zoo.models.restorers.hat import HAT, VARIANTS, convert, detect
 from zoo.shipped import folder
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 TOLERANCE = 1e-5  # relative to the largest magnitude of each golden tensor, architecture.md section 5
 TINY = {
     "img_size": 32,
@@ -26,16 +24,6 @@ MANIFESTS = {
     for size, official in (("s-", "-S"), ("", ""), ("l-", "-L"))
     for scale in (2, 3, 4)
 }
-
-
-def golden(name):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return {k: json.loads(v) if v[0] in "{[" else v for k, v in file.metadata().items()}, tensors
-
-
-def group(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def close(actual, expected):
@@ -92,13 +80,9 @@ def test_official_padding_is_reproduced(name):
 
 @pytest.mark.parametrize("variant", MANIFESTS)
 def test_official_manifest_loads_strictly_and_is_recognised(variant):
-    shapes = json.loads(MANIFESTS[variant].read_text())
+    shapes, state = json.loads(MANIFESTS[variant].read_text()), on_meta(MANIFESTS[variant])
     with torch.device("meta"):
         net = HAT(**VARIANTS[variant].config)
-    state = {
-        key: torch.empty(shape, device="meta", dtype=torch.int64 if "index" in key else torch.float32)
-        for key, shape in shapes.items()
-    }
     net.load_state_dict(state, assign=True)
     family, found = zoo.models.detect(state)
     assert family == "hat"

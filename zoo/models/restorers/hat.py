@@ -21,20 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.window_attention import overlapping_position_index, relative_position_index, window_attention
 from zoo.layers.global_mean import GlobalMean
+from zoo.layers.mlp import Mlp
 from zoo.layers.pixel_shuffle import UPSCALES, Upsample, upscale_of
+from zoo.layers.tokens import to_map, to_tokens
 from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count, ratio
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
-
-
-def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tokens as a feature map in channels-last memory: a view, no copy."""
-    return tokens.transpose(1, 2).unflatten(2, grid)  # b c h w
-
-
-def to_tokens(features: Tensor) -> Tensor:
-    """A feature map as tokens; a view when the map lies in channels-last memory."""
-    return features.flatten(2).transpose(1, 2)  # b n c
 
 
 class DropPath(nn.Module):
@@ -82,18 +74,6 @@ class CAB(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
         return self.cab(features)
-
-
-class Mlp(nn.Module):
-    """Two linear layers around an exact GELU."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:  # b n c
-        return self.fc2(F.gelu(self.fc1(tokens)))
 
 
 class WindowAttention(nn.Module):

@@ -1,0 +1,13 @@
+"""Feature maps as tokens and back: views, no copies, while maps lie in channels-last memory."""
+
+from torch import Tensor
+
+
+def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (b, n, c) as a feature map (b, c, h, w) in channels-last memory; a view."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def to_tokens(features: Tensor) -> Tensor:
+    """A feature map (b, c, h, w) as tokens (b, n, c); a view when the map lies in channels-last memory."""
+    return features.flatten(2).transpose(1, 2)

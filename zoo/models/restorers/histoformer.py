@@ -1,0 +1,359 @@
+"""Histoformer, a restorer for snow, rain and raindrops: pixels attend to pixels of similar value, wherever they lie.
+
+Paper: "Restoring Images in Adverse Weather Conditions via Histogram Transformer" (ECCV 2024). Official code:
+sunshangquan/Histoformer, basicsr/models/archs/histoformer_arch.py; weights MIT.
+
+Same parameter names and numbers as the official code. What differs: both attentions share one gather and one scatter,
+since their product may be taken while pixels are sorted; 1x1 convolutions are matrix products; sorting is stable, so
+that pixels of equal value (black borders, saturated skies) keep their order on every device. With `stable_sort=False`
+ties fall as torch's default sort lets them, as in the official code.
+
+Where two values nearly coincide, rounding decides how they are sorted, and features then move to other pixels: outputs
+of two devices, or of two dtypes, differ visibly in places. Only float64 is comparable end to end.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count
+
+_LEVELS = 4
+
+
+def _matrix(conv: nn.Conv2d, features: Tensor) -> Tensor:
+    """A 1x1 convolution as one matrix product, (b, c, ...) -> (b, c', ...)."""
+    out = conv.weight[:, :, 0, 0] @ features.flatten(2)  # b c' n
+    out = out if conv.bias is None else out + conv.bias[:, None]
+    return out.unflatten(2, features.shape[2:])
+
+
+class LayerNorm(nn.Module):
+    """Normalise the channels of each pixel, without weights; BiasFree leaves their mean in.
+
+    Args:
+        kind: "WithBias" or "BiasFree".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.centre = kind == "WithBias"
+
+    def forward(self, features: Tensor) -> Tensor:  # b c h w
+        spread, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
+        return (features - mean if self.centre else features) * torch.rsqrt(spread + 1e-5)
+
+
+class Attention_histogram(nn.Module):
+    """Dynamic-range histogram attention: bins of sorted pixels, and combs through all bins, look at each other.
+
+    Args:
+        channels: of the map.
+        num_heads: of both attentions, and the number of bins.
+        bias: of the convolutions.
+        stable_sort: whether equal values keep their order.
+    """
+
+    def __init__(self, channels: int, num_heads: int, bias: bool, stable_sort: bool) -> None:
+        super().__init__()
+        self.num_heads, self.stable_sort = num_heads, stable_sort
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 5 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(5 * channels, 5 * channels, 3, padding=1, groups=5 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:  # b c h w
+        b, c, h, w = features.shape
+        half = c // 2
+        columns, by_row = self._sort(features[:, :half], 2)
+        columns, by_column = self._sort(columns, 3)
+        mixed = torch.cat([columns, features[:, half:]], 1)
+        qkv = self.qkv_dwconv(_matrix(self.qkv, mixed)).view(b, 5, c, h * w)
+        values, order = self._sort(qkv[:, 4], 2)  # b c n
+        pairs = qkv[:, :4].gather(3, order[:, None].expand(-1, 4, -1, -1))  # b 4 c n
+        product = self._attend(pairs[:, 0], pairs[:, 1], values, True)
+        product = product * self._attend(pairs[:, 2], pairs[:, 3], values, False)
+        back = torch.empty_like(product).scatter(2, order, product).view(b, c, h, w)
+        out = _matrix(self.project_out, back)
+        # The first half goes back to where its pixels came from, although the projection has mixed it with the other.
+        rows = torch.zeros_like(out[:, :half]).scatter(3, by_column, out[:, :half])
+        return torch.cat([torch.zeros_like(rows).scatter(2, by_row, rows), out[:, half:]], 1)
+
+    def _sort(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        return torch.sort(x, dim=axis, stable=self.stable_sort)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bins: bool) -> Tensor:
+        """Attention of sorted pixels, (b, c, n): each channel and part of the pixels is a token.
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values, ascending.
+            bins: whether parts are neighbours in value, else each goes through the whole range.
+        """
+        parts, n = self.num_heads, v.shape[2]
+        q, k, v = (self._split(F.pad(x, (0, -n % parts)), bins) for x in (q, k, v))  # b heads (c parts) m
+        logits = F.normalize(q, dim=3) @ F.normalize(k, dim=3).mT * self.temperature
+        weights = logits.to(torch.promote_types(q.dtype, torch.float32)).exp()
+        weights = (weights / (1 + weights.sum(3, keepdim=True))).to(v.dtype)  # what is left over looks at nothing
+        out = (weights @ v).unflatten(2, (-1, parts))  # b heads c parts m
+        out = out if bins else out.transpose(3, 4)
+        return out.flatten(3).flatten(1, 2)[:, :, :n]
+
+    def _split(self, x: Tensor, bins: bool) -> Tensor:
+        x = x.unflatten(1, (self.num_heads, -1))  # b heads c n
+        if bins:
+            return x.unflatten(3, (self.num_heads, -1)).flatten(2, 3)  # b heads (c parts) m
+        return x.unflatten(3, (-1, self.num_heads)).transpose(3, 4).flatten(2, 3)
+
+
+class FeedForward(nn.Module):
+    """Dual-scale gated feed-forward: at twice the resolution, a 5x5 view gated by a dilated 3x3 one."""
+
+    def __init__(self, channels: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        wide = hidden // 4
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
+        self.dwconv_5 = nn.Conv2d(wide, wide, 5, padding=2, groups=wide, bias=bias)
+        self.dwconv_dilated2_1 = nn.Conv2d(wide, wide, 3, padding=2, groups=wide, dilation=2, bias=bias)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:  # b c h w
+        value, gate = F.pixel_shuffle(_matrix(self.project_in, features), 2).chunk(2, 1)
+        gated = F.mish(self.dwconv_dilated2_1(gate)) * self.dwconv_5(value)
+        return _matrix(self.project_out, F.pixel_unshuffle(gated, 2))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and feed-forward, each after a norm and around a residual."""
+
+    def __init__(self, channels: int, num_heads: int, hidden: int, bias: bool, norm: str, stable_sort: bool) -> None:
+        super().__init__()
+        self.norm_g = LayerNorm(norm)
+        self.attn_g = Attention_histogram(channels, num_heads, bias, stable_sort)
+        self.norm_ff1 = LayerNorm(norm)
+        self.ffn = FeedForward(channels, hidden, bias)
+
+    def forward(self, features: Tensor) -> Tensor:  # b c h w
+        features = features + self.attn_g(self.norm_g(features))
+        return features + self.ffn(self.norm_ff1(features))
+
+
+class OverlapPatchEmbed(nn.Module):
+    """A 3x3 convolution of the image."""
+
+    def __init__(self, in_channels: int, channels: int, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.proj(image)
+
+
+class SkipPatchEmbed(nn.Module):
+    """The image at half its size, filtered: what the next level sees of it directly."""
+
+    def __init__(self, in_channels: int, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.AvgPool2d(2),
+            nn.Conv2d(in_channels, in_channels, 1, bias=bias),
+            nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=bias),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.proj(image)
+
+
+class Resample(nn.Module):
+    """A 3x3 convolution, then half the size with twice the channels, or the other way round.
+
+    Args:
+        channels: of the input.
+        down: which of the two.
+    """
+
+    def __init__(self, channels: int, down: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d(channels, channels // 2 if down else 2 * channels, 3, padding=1, bias=False)
+        self.body = nn.Sequential(conv, nn.PixelUnshuffle(2) if down else nn.PixelShuffle(2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features)
+
+
+class Histoformer(nn.Module):
+    """The network: (b, c, h, w) in [0, 1] with sides that are multiples of 8 -> the same size, unclamped.
+
+    Keywords are those of the official constructor; the defaults are those of the released files.
+
+    Args:
+        inp_channels: image channels, in and out.
+        dim: channels at full resolution.
+        num_blocks: blocks of the levels from full resolution to an eighth.
+        num_refinement_blocks: blocks after the decoder, 2 dim wide.
+        heads: attention heads of the levels, which are bins as well.
+        ffn_expansion_factor: hidden width of the feed-forwards over the level's; must make it a multiple of 4.
+        bias: of the convolutions.
+        LayerNorm_type: "WithBias" or "BiasFree"; neither has weights, so that weights do not tell.
+        stable_sort: ours: whether pixels of equal value keep their order. Not visible in weights.
+
+    Raises:
+        ValueError: a keyword is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        inp_channels: int = 3,
+        dim: int = 36,
+        num_blocks: Sequence[int] = (4, 4, 6, 8),
+        num_refinement_blocks: int = 4,
+        heads: Sequence[int] = (1, 2, 4, 8),
+        ffn_expansion_factor: float = 2.667,
+        bias: bool = False,
+        LayerNorm_type: str = "WithBias",
+        stable_sort: bool = True,
+    ) -> None:
+        config = constructor_arguments(locals())
+        super().__init__()
+        self.config = config
+        check_sizes("Histoformer", inp_channels=inp_channels, num_refinement_blocks=num_refinement_blocks)
+        if dim < 2 or dim % 2:
+            raise ValueError(f"Histoformer: dim must be even and at least 2, got {dim}")
+        widths = [dim * 2**level for level in range(_LEVELS)]
+        hidden = [int(width * ffn_expansion_factor) for width in widths]
+        if len(num_blocks) != _LEVELS or len(heads) != _LEVELS or min(*num_blocks, *heads) < 1:
+            raise ValueError(
+                f"Histoformer: num_blocks and heads must be four numbers from 1 up, got {num_blocks}, {heads}"
+            )
+        if any(width % number for width, number in zip(widths, heads, strict=True)) or 2 * dim % heads[0]:
+            raise ValueError(f"Histoformer: heads must divide the levels' widths {widths}, got {list(heads)}")
+        if any(width % 4 or not width for width in hidden):
+            raise ValueError(
+                "Histoformer: ffn_expansion_factor must make hidden widths that are multiples of 4, "
+                f"got {ffn_expansion_factor}, which makes {hidden}"
+            )
+        if LayerNorm_type not in ("WithBias", "BiasFree"):
+            raise ValueError(f"Histoformer: LayerNorm_type must be WithBias or BiasFree, got {LayerNorm_type!r}")
+        self.inp_channels = inp_channels
+
+        def level(at: int, blocks: int, wide: int = 1) -> nn.Sequential:
+            width = wide * widths[at]
+            size = int(width * ffn_expansion_factor)
+            return nn.Sequential(
+                *(TransformerBlock(width, heads[at], size, bias, LayerNorm_type, stable_sort) for _ in range(blocks))
+            )
+
+        def join(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, 1, bias=bias)
+
+        self.patch_embed = OverlapPatchEmbed(inp_channels, dim, bias=False)
+        self.encoder_level1 = level(0, num_blocks[0])
+        self.down1_2 = Resample(widths[0], down=True)
+        self.reduce_chan_level_1 = join(widths[1] + inp_channels, widths[1])
+        self.encoder_level2 = level(1, num_blocks[1])
+        self.down2_3 = Resample(widths[1], down=True)
+        self.reduce_chan_level_2 = join(widths[2] + inp_channels, widths[2])
+        self.encoder_level3 = level(2, num_blocks[2])
+        self.down3_4 = Resample(widths[2], down=True)
+        self.reduce_chan_level_3 = join(widths[3] + inp_channels, widths[3])
+        self.latent = level(3, num_blocks[3])
+        self.up4_3 = Resample(widths[3], down=False)
+        self.reduce_chan_level3 = join(widths[3], widths[2])
+        self.decoder_level3 = level(2, num_blocks[2])
+        self.up3_2 = Resample(widths[2], down=False)
+        self.reduce_chan_level2 = join(widths[2], widths[1])
+        self.decoder_level2 = level(1, num_blocks[1])
+        self.up2_1 = Resample(widths[1], down=False)
+        self.decoder_level1 = level(0, num_blocks[0], wide=2)
+        self.refinement = level(0, num_refinement_blocks, wide=2)
+        self.output = nn.Conv2d(2 * dim, inp_channels, 3, padding=1, bias=bias)
+        self.skip_patch_embed1 = SkipPatchEmbed(inp_channels, bias)
+        self.skip_patch_embed2 = SkipPatchEmbed(inp_channels, bias)
+        self.skip_patch_embed3 = SkipPatchEmbed(inp_channels, bias)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Restore `lq`, (b, inp_channels, h, w) in [0, 1], h and w multiples of 8.
+
+        Raises:
+            ValueError: a side is not a multiple of 8, or the channels do not fit.
+        """
+        if lq.shape[1] != self.inp_channels or lq.shape[2] % 8 or lq.shape[3] % 8:
+            raise ValueError(
+                f"Histoformer: input must be (b, {self.inp_channels}, h, w) with sides that are multiples of 8, "
+                f"got {tuple(lq.shape)}"
+            )
+        cat = torch.cat
+        first = self.encoder_level1(self.patch_embed(lq))  # b d h w
+        image = self.skip_patch_embed1(lq)
+        second = self.encoder_level2(_matrix(self.reduce_chan_level_1, cat([self.down1_2(first), image], 1)))
+        image = self.skip_patch_embed2(image)
+        third = self.encoder_level3(_matrix(self.reduce_chan_level_2, cat([self.down2_3(second), image], 1)))
+        image = self.skip_patch_embed3(image)
+        latent = self.latent(_matrix(self.reduce_chan_level_3, cat([self.down3_4(third), image], 1)))
+        out = self.decoder_level3(_matrix(self.reduce_chan_level3, cat([self.up4_3(latent), third], 1)))
+        out = self.decoder_level2(_matrix(self.reduce_chan_level2, cat([self.up3_2(out), second], 1)))
+        out = self.refinement(self.decoder_level1(cat([self.up2_1(out), first], 1)))
+        return self.output(out) + lq
+
+
+VARIANTS = {"histoformer-allweather": Variant({}), "histoformer-realsnow": Variant({})}
+
+
+def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Constructor keywords read off Histoformer weights; None when the weights are not Histoformer's.
+
+    `LayerNorm_type` and `stable_sort` leave no trace in weights.
+    """
+    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    keys = [f"{level}.0.attn_g.temperature" for level in levels]
+    hidden = "encoder_level1.0.ffn.project_out.weight"
+    if any(
+        key not in state_dict for key in (*keys, hidden, "patch_embed.proj.weight", "refinement.0.ffn.dwconv_5.weight")
+    ):
+        return None
+    dim, channels = state_dict["patch_embed.proj.weight"].shape[:2]
+    return {
+        "inp_channels": channels,
+        "dim": dim,
+        "num_blocks": [count(state_dict, f"{level}.") for level in levels],
+        "num_refinement_blocks": count(state_dict, "refinement."),
+        "heads": [len(state_dict[key]) for key in keys],
+        "ffn_expansion_factor": _factor(state_dict, levels, dim),
+        "bias": "encoder_level1.0.attn_g.qkv.bias" in state_dict,
+    }
+
+
+def _factor(state_dict: Mapping[str, Tensor], levels: Sequence[str], dim: int) -> float:
+    """The smallest factor of three digits that makes the hidden widths of all levels."""
+    hidden = [state_dict[f"{level}.0.ffn.project_out.weight"].shape[1] for level in levels]
+    widths = [dim * 2**level for level in range(_LEVELS)]
+    lowest = max(size / width for size, width in zip(hidden, widths, strict=True))
+    thousandths = range(int(1000 * lowest), int(1000 * lowest) + 1000)
+    fits = (n / 1000 for n in thousandths if [int(width * n / 1000) for width in widths] == hidden)
+    return next(fits, lowest)
+
+
+def _needs(network: Histoformer) -> Needs:
+    return Needs(
+        upscale=1,
+        in_channels=network.inp_channels,
+        multiple=8,
+        dtypes=("float32",),
+        overlap=32,
+        bytes_per_pixel=400 * network.config["dim"],
+    )
+
+
+ENTRY = Entry(
+    network=Histoformer,
+    variants=VARIANTS,
+    detect=detect,
+    convert=dict,
+    needs=_needs,
+    hidden=frozenset({"LayerNorm_type", "stable_sort"}),
+)
