@@ -158,4 +158,6 @@ def test_a_bare_state_dict_of_a_variant_brings_back_what_weights_cannot_tell():
                 continue  # forty million parameters add nothing here
             net = create(name)
             again = load({"params": net.state_dict()})
-            assert (family_of(again), again.variant, again.config) == (family, name, net.config)
+            assert (family_of(again), again.config) == (family, net.config)
+            twins = [other for other in row.variants if other == name or create(other).config == net.config]
+            assert again.variant == twins[0]
