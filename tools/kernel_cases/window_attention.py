@@ -1,12 +1,13 @@
 """Window attention as HAT has it: shifted windows, and windows that look beyond their border."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from kernel_cases import Case
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernel_cases import Case
 from zoo.kernels.window_attention import overlapping_position_index, relative_position_index, window_attention
 
 
@@ -15,7 +16,29 @@ def compiled(dtype: torch.dtype, head_dim: int) -> None:
     for window, shift, overlap, ordered in ((16, 8, 0, False), (16, 0, 4, False), (8, 0, 0, True)):
         problem = Attention(2, head_dim, 32, window, shift, overlap, dtype)
         order = torch.arange(32 * 32).expand(1, 2, -1) if ordered else None
-        problem.ours(impl="triton", order=order).sum().backward()
+        problem.ours("triton", order).sum().backward()
+
+
+def timed(quick: bool) -> Iterator[Case]:
+    """Both of the attentions of hat-tiny; of hat-s and hat, too."""
+    shapes = [(3, 16, 64, 8, 4, 0), (3, 16, 64, 8, 0, 4), (6, 24, 64, 16, 8, 0), (6, 30, 64, 16, 8, 0)]
+    for numbers in shapes[:2] if quick else [*shapes, (6, 30, 64, 16, 0, 4)]:
+        problem = Attention(*numbers)
+        peers = {
+            "unfused softmax": partial(problem.plain, fused=False),
+            "scaled_dot_product_attention": partial(problem.plain, fused=True),
+        }
+        ours = {"torch": partial(problem.ours, "torch")}
+        yield Case("window_attention", problem.shape, ours, peers, problem.exact, problem.flops, problem.bytes)
+        yield Case(
+            "window_attention, backward too",
+            problem.shape,
+            {name: problem.trained(call) for name, call in ours.items()},
+            {name: problem.trained(call) for name, call in peers.items()},
+            problem.trained(problem.exact),
+            3.5 * problem.flops,  # five products for two
+            3 * problem.bytes,
+        )
 
 
 class Attention:
@@ -40,6 +63,10 @@ class Attention:
         different = marks[:, None, :] != marks[:, :, None]
         self.mask = torch.zeros(different.shape).masked_fill(different, -100.0)[:, None] if shift else None  # nw 1 n n
 
+        pairs = heads * side**2 * keys**2
+        self.flops, self.bytes = 4.0 * pairs * d, float(4 * self.tokens[0].nbytes + self.table.nbytes)
+        self.weight = torch.randn(1, heads, side**2, d)
+
     def cut(self, tokens: Tensor, overlap: int) -> Tensor:
         """(1, heads, n, d) to windows (nw, heads, m, d)."""
         image = tokens[0].transpose(1, 2).unflatten(2, (self.side, self.side))  # heads d h w
@@ -53,18 +80,39 @@ class Attention:
 
     def ours(self, impl: str, order: Tensor | None = None) -> Tensor:
         """The kernel."""
+        return self.attend(*self.tokens, self.table, impl, order)
+
+    def exact(self) -> Tensor:
+        """The definition in float64."""
+        return self.attend(*(t.double() for t in (*self.tokens, self.table)), "reference")
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, impl: str, order: Tensor | None = None) -> Tensor:
+        """The call that a model makes."""
         return window_attention(
-            *self.tokens,
+            q,
+            k,
+            v,
             grid=(self.side, self.side),
             window=self.window,
             shift=self.shift,
             overlap=self.overlap,
-            bias_table=self.table,
+            order=order,
+            bias_table=table,
             bias_index=self.index,
             pad="attend",
-            order=order,
             impl=impl,
         )
+
+    def trained(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The gradients of tokens and table, one after the other."""
+        leaves = [*self.tokens, self.table]
+
+        def gradients() -> Tensor:
+            with torch.enable_grad():
+                out = call()
+            return torch.cat([g.flatten() for g in torch.autograd.grad(out, leaves, self.weight.to(out))])
+
+        return gradients
 
     def plain(self, fused: bool) -> Tensor:
         """Roll, cut into windows, attend in each, put together, roll back."""

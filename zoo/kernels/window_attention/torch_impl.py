@@ -69,13 +69,11 @@ def _window_attention(
         for block in blocks(q, bias, _limit(q), grid, window, dilation, shift, overlap, wrap, attend):
             qs = _gather(q, block, block.queries, dilation, space)
             ks, vs = (_gather(t, block, block.keys, dilation, space) for t in (k, v))
-            ys = space.take(*qs.shape[:3], vs.shape[3])
-            logits, p = (space.take(len(qs) * block.heads, qs.shape[1], ks.shape[1]) for _ in range(2))
-            for bh, yh, *parts in _by_heads(block, ys, qs, ks, vs):
-                qh, kh, vh = (t.flatten(0, 1) for t in parts)  # (heads nw) n d
-                ph = _attend(qh, kh, bh, scale, logits[: len(qh)], p[: len(qh)])
-                # d by n, not n by d: BLAS is up to five times slower at a result only d wide.
-                yh.copy_(torch.bmm(vh.mT, ph.mT).mT.view_as(yh))
+            ys = _room(vs, qs.shape[1], space)
+            logits = space.take(len(qs) * block.heads, qs.shape[1], ks.shape[1])
+            for bh, yh, qh, kh, vh in _by_heads(block, ys, qs, ks, vs):
+                ph = _attend(qh, kh, bh, scale, logits[: len(qh)])
+                torch.bmm(vh.mT, ph.mT, out=yh.mT)
             _scatter(out, ys, block, block.queries, dilation)
             space.release()
     return _to_tokens(out)
@@ -112,19 +110,18 @@ def _backward(
         for block in blocks(q, bias, _limit(q), grid, window, dilation, shift, overlap, wrap, attend):
             qs, dos = (_gather(t, block, block.queries, dilation, space) for t in (q, dout))
             ks, vs = (_gather(t, block, block.keys, dilation, space) for t in (k, v))
-            dqs, dks, dvs = (space.take(*t.shape) for t in (qs, ks, vs))
-            logits, p, dp = (space.take(len(qs) * block.heads, qs.shape[1], ks.shape[1]) for _ in range(3))
-            for i, (bh, dqh, dkh, dvh, *parts) in enumerate(_by_heads(block, dqs, dks, dvs, qs, ks, vs, dos)):
-                qh, kh, vh, doh = (t.flatten(0, 1) for t in parts)  # (heads nw) n d
-                ph = _attend(qh, kh, bh, scale, logits[: len(qh)], p[: len(qh)])
-                dph = torch.bmm(doh, vh.mT, out=dp[: len(qh)])
-                ds = torch.ops.aten._softmax_backward_data.out(dph, ph, -1, p.dtype, grad_input=logits[: len(qh)])
-                dvh.copy_(torch.bmm(doh.mT, ph).mT.view_as(dvh))
-                torch.mul(torch.bmm(kh.mT, ds.mT).mT.view_as(dqh), scale, out=dqh)
-                torch.mul(torch.bmm(qh.mT, ds).mT.view_as(dkh), scale, out=dkh)
+            dqs, dks, dvs = (_room(t, t.shape[1], space) for t in (qs, ks, vs))
+            logits, dp = (space.take(len(qs) * block.heads, qs.shape[1], ks.shape[1]) for _ in range(2))
+            for i, (bh, dqh, dkh, dvh, qh, kh, vh, doh) in enumerate(_by_heads(block, dqs, dks, dvs, qs, ks, vs, dos)):
+                ph = _attend(qh, kh, bh, scale, logits[: len(qh)])
+                torch.bmm(doh.mT, ph, out=dvh.mT)
+                ds = torch.bmm(doh, vh.mT, out=dp[: len(qh)])
+                torch.ops.aten._softmax_backward_data.out(ds, ph, -1, ph.dtype, grad_input=ds)
+                torch.baddbmm(dqh.mT, kh.mT, ds.mT, beta=0, alpha=scale, out=dqh.mT)
+                torch.baddbmm(dkh.mT, qh.mT, ds, beta=0, alpha=scale, out=dkh.mT)
                 if bias is not None:
                     part = dbias[(slice(i * block.heads, (i + 1) * block.heads), *block.place)]
-                    part += ds.view(len(part), len(qs), -1).sum(1).view(part.shape)
+                    part += ds.view(len(part), -1, *part.shape[1:]).sum(1)
             _scatter(dq, dqs, block, block.queries, dilation)
             _scatter(dk, dks, block, block.keys, dilation, add=any(overlap))
             _scatter(dv, dvs, block, block.keys, dilation, add=any(overlap))
@@ -171,16 +168,21 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 
 def _by_heads(block: Block, *windows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of some heads at a time: their biases (heads nw) n m, then each of `windows` as heads nw n d."""
-    shares = [t.permute(2, 0, 1, 3).split(block.heads) for t in windows]  # heads nw n d each
-    for bias, *parts in zip(block.bias.split(block.heads), *shares, strict=True):
-        yield bias[:, None].expand(-1, parts[0].shape[1], -1, -1).flatten(0, 1), *parts
+    """Some heads at a time: their biases, heads n m, then their part of each of `windows`, (heads nw) n d."""
+    parts = [t.permute(2, 0, 1, 3).split(block.heads) for t in windows]  # heads nw n d each
+    for bias, *own in zip(block.bias.split(block.heads), *parts, strict=True):
+        yield bias, *(t.flatten(0, 1) for t in own)
 
 
-def _attend(q: Tensor, k: Tensor, bias: Tensor, scale: float, logits: Tensor, p: Tensor) -> Tensor:
-    """Write the probabilities, (heads nw) n m, to `p`."""
-    torch.baddbmm(bias, q, k.mT, alpha=scale, out=logits)
-    return torch.softmax(logits, -1, out=p)
+def _attend(q: Tensor, k: Tensor, bias: Tensor, scale: float, logits: Tensor) -> Tensor:
+    """Write the probabilities, (heads nw) n m, over the logits."""
+    if len(bias) == 1:
+        torch.baddbmm(bias, q, k.mT, alpha=scale, out=logits)
+    else:  # repeated over the windows of each head
+        torch.baddbmm(logits, q, k.mT, beta=0, alpha=scale, out=logits).unflatten(0, (len(bias), -1)).add_(
+            bias[:, None]
+        )
+    return torch.softmax(logits, -1, out=logits)
 
 
 class _Space:
@@ -204,6 +206,12 @@ class _Space:
 
     def release(self) -> None:
         self._taken = 0
+
+
+def _room(like: Tensor, n: int, space: _Space) -> Tensor:
+    """For results of shape (nw, n, heads, d) that lie d by n: BLAS is up to five times slower at rows only d wide."""
+    nw, _, heads, d = like.shape
+    return space.take(heads, nw, d, n).permute(1, 3, 0, 2)
 
 
 def _places(
@@ -235,9 +243,9 @@ def _scatter(
     x: Tensor, windows: Tensor, block: Block, spans: tuple[Span, Span], apart: Sequence[int], add: bool = False
 ) -> None:
     """Write the windows (nw, n, heads, d) to their places in the map, or add them to what is there."""
-    shape = (block.images[1], *block.counts, spans[0].size, spans[1].size, *x.shape[3:])
+    windows = windows.unflatten(1, (spans[0].size, spans[1].size)).unflatten(0, (block.images[1], *block.counts))
     turns = [-(-span.size * a // s) for span, a, s in zip(spans, apart, block.steps, strict=True)]
-    for view, part in _places(x, windows.view(shape), block, spans, apart):
+    for view, part in _places(x, windows, block, spans, apart):
         if not add:
             view.copy_(part)
             continue
