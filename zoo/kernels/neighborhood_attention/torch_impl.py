@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from .plan import Geometry, Run, pairs, runs, tokens
 
-# Logits in work at once. CPU: 1 MiB in float32, which stays in the caches. Elsewhere launches cost more than traffic.
-_CPU_LOGITS, _OTHER_LOGITS = 2**18, 2**25
+# Logits in work at once. CPU: 4 MiB in float32, the fastest of 1 to 16. Elsewhere launches cost more than traffic.
+_CPU_LOGITS, _OTHER_LOGITS = 2**20, 2**25
 # Queries of a tile along each axis: larger ones gather less, smaller ones compute fewer logits in vain.
 _TILES = {1: (64,), 2: (8, 8), 3: (4, 4, 4)}
 
@@ -27,9 +27,9 @@ class _Block(NamedTuple):
     images: slice
     heads: slice
     queries: Tensor  # nt n: tokens of each tile
-    keys: Tensor  # nt m
-    mask: Tensor  # heads n (m extra): bias, or -inf where nothing is seen
-    row: Tensor  # n m: of the bias table
+    keys: Tensor  # nt m, the extra ones last
+    mask: Tensor  # heads n m, or 1 n m without bias: what is added to logits, -inf where nothing is seen
+    row: Tensor  # n m, without extra keys: of the bias table
 
 
 def forward(
@@ -58,15 +58,13 @@ def _neighborhood_attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     out, lse = torch.empty_like(v), q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
-    q, k, v = (_whole(t) for t in (q, k, v))
+    q, k, v = _whole(q), _whole(k, extra_k), _whole(v, extra_v)
     with torch.autocast(q.device.type, enabled=False):
-        for block in _blocks(q, extra_k, table, geometry):
-            qs = _take(q, block, block.queries)  # (b heads nt) n d
-            ks, vs = _take(k, block, block.keys, extra_k), _take(v, block, block.keys, extra_v)
-            logits, p = _attend(qs, ks, block, scale)
-            # d by n, not n by d: BLAS is up to five times slower at a result only d wide.
-            _put(out, block, torch.bmm(vs.mT, p.mT).mT)
-            _put(lse, block, logits.amax(-1) - p.amax(-1).log_())
+        for block in _blocks(q, k, table, geometry):
+            qs, ks, vs = _take(q, block, block.queries), _take(k, block, block.keys), _take(v, block, block.keys)
+            y, norm = _attend(qs, ks, vs, block, scale)
+            _put(out, block, y)
+            _put(lse, block, norm)
     return out, lse
 
 
@@ -88,32 +86,38 @@ def _backward(
     geometry: list[int],
     scale: float,
 ) -> list[Tensor]:
-    inputs = [q, k, v, extra_k, extra_v, table]
-    gradients = [None if t is None else torch.zeros_like(t, dtype=_wide(q.dtype)) for t in inputs]
-    dq, dk, dv, dextra_k, dextra_v, dtable = gradients
-    dout = torch.zeros_like(v) if dout is None else dout
-    dout, q, k, v = (_whole(t) for t in (dout, q, k, v))
+    inputs, n = [q, k, v, extra_k, extra_v, table], q.shape[2]
+    dout = _whole(torch.zeros_like(v) if dout is None else dout)
+    q, k, v = _whole(q), _whole(k, extra_k), _whole(v, extra_v)
+    dq, dk, dv = (torch.zeros_like(t) for t in (q, k, v))
+    dtable = None if table is None else torch.zeros_like(table)
     with torch.autocast(q.device.type, enabled=False):
-        for block in _blocks(q, extra_k, table, geometry):
-            qs, dos = (_take(t, block, block.queries) for t in (q, dout))
-            ks, vs = _take(k, block, block.keys, extra_k), _take(v, block, block.keys, extra_v)
-            logits, p = _attend(qs, ks, block, scale)
+        for block in _blocks(q, k, table, geometry):
+            qs, ks, vs = _take(q, block, block.queries), _take(k, block, block.keys), _take(v, block, block.keys)
+            dos = _take(dout, block, block.queries)
+            logits, p = _softmax(qs, ks, block, scale)
             dp = torch.bmm(dos, vs.mT)
             ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=logits)
             if dlse is not None:
                 ds.addcmul_(p, _take(dlse[..., None], block, block.queries))
+            # d by n, not n by d: BLAS is up to five times slower at a result only d wide.
             _put(dq, block, torch.bmm(ks.mT, ds.mT).mT.mul_(scale))
-            _add(dk, dextra_k, block, torch.bmm(qs.mT, ds).mT.mul_(scale))
-            _add(dv, dextra_v, block, torch.bmm(dos.mT, p).mT)
+            _add(dk, block, torch.bmm(qs.mT, ds).mT.mul_(scale))
+            _add(dv, block, torch.bmm(dos.mT, p).mT)
             if dtable is not None:
                 share = ds[..., : block.row.shape[1]].unflatten(0, _counts(q, block))  # b heads nt n m
                 dtable[block.heads].index_add_(1, block.row.flatten(), share.sum((0, 2)).flatten(1))
-    return [d.to(t.dtype) for d, t in zip(gradients, inputs, strict=True) if d is not None and t is not None]
+    gradients = (dq, dk[:, :, :n], dv[:, :, :n], dk[:, :, n:], dv[:, :, n:], dtable)
+    return [
+        d.to(t.dtype, copy=True, memory_format=torch.contiguous_format)  # no views of each other
+        for d, t in zip(gradients, inputs, strict=True)
+        if d is not None and t is not None
+    ]
 
 
 @_backward.register_fake
 def _(dout: Tensor | None, dlse: Tensor | None, *inputs: Any) -> list[Tensor]:  # noqa: ANN401
-    return [torch.empty_like(t) for t in inputs[:6] if t is not None]
+    return [t.new_empty(t.shape) for t in inputs[:6] if t is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
@@ -135,28 +139,29 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _whole(x: Tensor) -> Tensor:
+def _whole(x: Tensor, extra: Tensor | None = None) -> Tensor:
     """In float32 or wider, a head in one piece: each token is gathered several times, from afar three times slower."""
-    return x.to(_wide(x.dtype)).contiguous()
+    return (x if extra is None else torch.cat([x, extra], 2)).to(_wide(x.dtype)).contiguous()
 
 
-def _blocks(q: Tensor, extra_k: Tensor | None, table: Tensor | None, numbers: list[int]) -> Iterator[_Block]:
+def _blocks(q: Tensor, k: Tensor, table: Tensor | None, numbers: list[int]) -> Iterator[_Block]:
     """Cut the work into blocks of a bounded number of logits, as far as a single tile allows."""
-    geometry, (b, heads, *_) = Geometry.unpack(numbers), q.shape
+    geometry, (b, heads, n, _) = Geometry.unpack(numbers), q.shape
     limit = _CPU_LOGITS if q.device.type == "cpu" else _OTHER_LOGITS
-    extras = 0 if extra_k is None else extra_k.shape[2]
+    extra = torch.arange(n, k.shape[2], device=q.device)
     for alike in product(*map(runs, geometry.axes, _TILES[len(geometry.axes)])):
         origins, queries, keys, seen, row = (x.to(q.device) for x in _places(geometry, alike))
-        mask = torch.zeros(seen.shape, dtype=_wide(q.dtype), device=q.device).masked_fill_(~seen, -torch.inf)
-        mask = F.pad(mask if table is None else mask + table[:, row], (0, extras)).expand(heads, -1, -1)
-        most = max(1, limit // (mask.shape[1] * mask.shape[2]))
+        mask = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)[None]
+        mask = F.pad(mask if table is None else mask + table[:, row], (0, len(extra)))
+        most = max(1, limit // mask[0].numel())
         tiles = min(most, len(origins))
         deep = min(max(1, most // tiles), heads)
         high = max(1, most // (tiles * deep))
         for image, head, at in product(range(0, b, high), range(0, heads, deep), origins.split(tiles)):
-            share = slice(head, head + deep)
-            at = at[:, None]
-            yield _Block(slice(image, image + high), share, at + queries, at + keys, mask[share], row)
+            share, at = slice(head, head + deep), at[:, None]
+            seen = torch.cat([at + keys, extra.expand(len(at), -1)], 1)
+            own = mask if table is None else mask[share]
+            yield _Block(slice(image, image + high), share, at + queries, seen, own, row)
 
 
 def _places(geometry: Geometry, alike: tuple[Run, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -180,13 +185,10 @@ def _counts(x: Tensor, block: _Block) -> tuple[int, int, int]:
     return *x[block.images, block.heads].shape[:2], len(block.queries)
 
 
-def _take(x: Tensor, block: _Block, index: Tensor, extra: Tensor | None = None) -> Tensor:
-    """Tokens of the tiles, then the extra ones, (b heads nt) n d."""
-    share = x[block.images, block.heads].index_select(2, index.flatten()).unflatten(2, index.shape)  # b heads nt n d
-    if extra is not None:
-        more = extra[block.images, block.heads].to(share.dtype)[:, :, None]
-        share = torch.cat([share, more.expand(-1, -1, len(index), -1, -1)], 3)
-    return share.flatten(0, 2)
+def _take(x: Tensor, block: _Block, index: Tensor) -> Tensor:
+    """Tokens of the tiles, (b heads nt) n d."""
+    share = x[block.images, block.heads].index_select(2, index.flatten())
+    return share.unflatten(2, index.shape).flatten(0, 2)
 
 
 def _put(x: Tensor, block: _Block, share: Tensor) -> None:
@@ -195,20 +197,32 @@ def _put(x: Tensor, block: _Block, share: Tensor) -> None:
     x[block.images, block.heads].index_copy_(2, block.queries.flatten(), share.to(x.dtype))
 
 
-def _add(x: Tensor, extra: Tensor | None, block: _Block, share: Tensor) -> None:
-    """Add (b heads nt) (m extra) d to the keys of the tiles and to the extra ones."""
-    share, m = share.unflatten(0, _counts(x, block)), block.keys.shape[1]  # b heads nt (m extra) d
-    x[block.images, block.heads].index_add_(2, block.keys.flatten(), share[..., :m, :].flatten(2, 3))
-    if extra is not None:
-        extra[block.images, block.heads] += share[..., m:, :].sum(2)
+def _add(x: Tensor, block: _Block, share: Tensor) -> None:
+    """Add (b heads nt) m d to the keys of the tiles."""
+    share = share.reshape(*_counts(x, block)[:2], -1, share.shape[2])  # b heads (nt m) d
+    x[block.images, block.heads].index_add_(2, block.keys.flatten(), share)
 
 
-def _attend(q: Tensor, k: Tensor, block: _Block, scale: float) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities, (b heads nt) n (m extra)."""
-    heads, n, m = block.mask.shape
-    mask = block.mask[:1].expand(len(q), n, m)
-    if block.mask.stride(0):  # a bias, which differs between heads
-        tiles = len(block.queries)
-        mask = block.mask[:, None].expand(len(q) // (heads * tiles), heads, tiles, n, m).flatten(0, 2)
-    logits = torch.baddbmm(mask, q, k.mT, alpha=scale)
+def _attend(q: Tensor, k: Tensor, v: Tensor, block: _Block, scale: float) -> tuple[Tensor, Tensor]:
+    """Output (b heads nt) n e, and logarithms of the sums of exponentials, (b heads nt) n."""
+    if q.device.type == "cpu" and q.shape[2] == v.shape[2]:  # logits stay in the innermost cache
+        parts = (t.unflatten(0, (-1, len(block.queries))) for t in (q, k, v))  # (b heads) nt n d
+        mask = _repeated(block.mask, len(q) // len(block.queries))[:, None]
+        y, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, attn_mask=mask, scale=scale)
+        return y.flatten(0, 1), norm.flatten(0, 1)
+    logits, p = _softmax(q, k, block, scale)
+    return torch.bmm(v.mT, p.mT).mT, logits.amax(-1) - p.amax(-1).log_()
+
+
+def _softmax(q: Tensor, k: Tensor, block: _Block, scale: float) -> tuple[Tensor, Tensor]:
+    """Logits and probabilities, (b heads nt) n m."""
+    mask = block.mask
+    if len(mask) > 1:
+        mask = _repeated(mask.repeat_interleave(len(block.queries), 0), len(q))
+    logits = torch.baddbmm(mask.expand(len(q), -1, -1), q, k.mT, alpha=scale)
     return logits, torch.softmax(logits, -1)
+
+
+def _repeated(mask: Tensor, count: int) -> Tensor:
+    """The masks of all images one after the other, (count, n, m), unless one is for all."""
+    return mask if len(mask) in (1, count) else mask.repeat(count // len(mask), 1, 1)
