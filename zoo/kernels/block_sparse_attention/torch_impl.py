@@ -22,7 +22,7 @@ _LOGITS = 2**20
 class _Row(NamedTuple):
     """Queries of one head and the keys that they visit."""
 
-    at: tuple[int, int]  # sample and head
+    head: int  # counted over all samples
     block: int
     queries: slice
     columns: Tensor  # (c,) int64
@@ -44,17 +44,17 @@ def statistic(q: Tensor, k: Tensor, lse: Tensor, choice: Choice, largest: bool) 
     schema=f"(Tensor q, Tensor k, Tensor v, {CHOICE}) -> (Tensor, Tensor)",
 )
 def _attention(q: Tensor, k: Tensor, v: Tensor, *flat: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    choice = Choice.of(flat)
-    qs, ks, vs = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1])
-    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=qs.dtype, device=q.device)
-    lse = torch.full(q.shape[:3], -torch.inf, dtype=qs.dtype, device=q.device)
-    space = _Space(qs)
+    choice, wide = Choice.of(flat), _wide(q)
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=wide.dtype, device=q.device)
+    lse = torch.full(q.shape[:3], -torch.inf, dtype=wide.dtype, device=q.device)
+    qs, outs, lses = (_by_head(t) for t in (wide, out, lse))
+    ks, vs = (_by_head(_blocked(t, choice.block[1])) for t in (k, v))
+    space = _Space(wide)
     with torch.autocast(q.device.type, enabled=False):
         for row in _rows(q, k, choice):
-            p, row_lse = _softmax(qs, ks, row, space)
-            lse[row.at][row.queries] = row_lse
-            values = space.gather("v", vs[row.at], row)
-            torch.mm(p, values, out=out[row.at][row.queries])
+            keys, values = space.gather("k", ks, row), space.gather("v", vs, row)
+            p, lses[row.head][row.queries] = _softmax(qs[row.head][row.queries], keys, choice.scale, row, space)
+            torch.mm(p, values, out=outs[row.head][row.queries])
     return out.to(q.dtype), lse
 
 
@@ -77,29 +77,30 @@ def _backward(
     v: Tensor,
     *flat: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor, Tensor]:
-    choice = Choice.of(flat)
-    qs, ks, vs, dos = _wide(q) * choice.scale, _blocked(k, choice.block[1]), _blocked(v, choice.block[1]), _wide(dout)
-    dq, dks, dvs = torch.zeros_like(qs), torch.zeros_like(ks), torch.zeros_like(vs)
-    space = _Space(qs)
+    choice, wide = Choice.of(flat), _wide(q)
+    keys_, values_ = (_blocked(t, choice.block[1]) for t in (k, v))
+    dq, dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (wide, keys_, values_))
+    qs, dos, dlses, ks, vs = (_by_head(t) for t in (wide, _wide(dout), dlse, keys_, values_))
+    dqs, dks, dvs = (_by_head(t) for t in (dq, dk, dv))
+    space = _Space(wide)
     with torch.autocast(q.device.type, enabled=False):
         for row in _rows(q, k, choice):
-            p, _ = _softmax(qs, ks, row, space)
-            keys = space.gather("k", ks[row.at], row)
-            values = space.gather("v", vs[row.at], row)
-            do = dos[row.at][row.queries]
+            queries, do = qs[row.head][row.queries], dos[row.head][row.queries]
+            keys, values = space.gather("k", ks, row), space.gather("v", vs, row)
+            p, _ = _softmax(queries, keys, choice.scale, row, space)
             dp = torch.mm(do, values.mT, out=space.take("dp", *p.shape))
             # A constant that is added to a row of dp leaves ds as it is: the gradient of lse comes after.
             ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=space.take("ds", *p.shape))
-            ds.addcmul_(p, dlse[row.at][row.queries, None])
-            torch.mm(ds, keys, out=dq[row.at][row.queries])
-            for sums, left, right in ((dks, ds, qs[row.at][row.queries]), (dvs, p, do)):
+            ds.addcmul_(p, dlses[row.head][row.queries, None])
+            _product(ds, keys, choice.scale, dqs[row.head][row.queries])
+            for sums, left, right, factor in ((dks, ds, queries, choice.scale), (dvs, p, do, 1.0)):
                 part = space.take("d", len(row.columns), choice.block[1], right.shape[1])
                 each = part.flatten(0, 1)
                 each[row.seen :] = 0
-                torch.mm(left.mT, right, out=each[: row.seen])
-                sums[row.at].index_add_(0, row.columns, part)
-    dk, dv = (d.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype) for d in (dks, dvs))
-    return (dq * choice.scale).to(q.dtype), dk, dv
+                _product(left.mT, right, factor, each[: row.seen])
+                sums[row.head].index_add_(0, row.columns, part)
+    dk, dv = (t.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype) for t in (dk, dv))
+    return dq.to(q.dtype), dk, dv
 
 
 @_backward.register_fake
@@ -125,18 +126,19 @@ _attention.register_autograd(_grad, setup_context=_save)
     schema=f"(Tensor q, Tensor k, Tensor lse, bool largest, {CHOICE}) -> Tensor",
 )
 def _statistic(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  # noqa: ANN401
-    choice = Choice.of(flat)
-    qs, ks = _wide(q) * choice.scale, _blocked(k, choice.block[1])
-    found = qs.new_zeros(choice.shape(q, k))
-    space = _Space(qs)
+    choice, wide = Choice.of(flat), _wide(q)
+    found = wide.new_zeros(choice.shape(q, k))
+    qs, lses, ks, maps = (_by_head(t) for t in (wide, lse, _blocked(k, choice.block[1]), found))
+    space = _Space(wide)
     with torch.autocast(q.device.type, enabled=False):
         for row in _rows(q, k, choice):
-            p, own = _softmax(qs, ks, row, space)
-            given = lse[row.at][row.queries]
+            keys = space.gather("k", ks, row)
+            p, own = _softmax(qs[row.head][row.queries], keys, choice.scale, row, space)
+            given = lses[row.head][row.queries]
             p *= (own - given).exp().masked_fill_(given == -torch.inf, 0)[:, None]
             each = F.pad(p.amax(0) if largest else p.sum(0), (0, len(row.columns) * choice.block[1] - row.seen))
             each = each.view(-1, choice.block[1])  # c bn
-            here = found[row.at][row.block]
+            here = maps[row.head][row.block]
             if largest:
                 here[row.columns] = torch.maximum(here[row.columns], each.amax(1))
             else:
@@ -151,6 +153,11 @@ def _(q: Tensor, k: Tensor, lse: Tensor, largest: bool, *flat: Any) -> Tensor:  
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _by_head(x: Tensor) -> list[Tensor]:
+    """Views of the heads, sample by sample."""
+    return [head for sample in x.unbind() for head in sample.unbind()]
 
 
 def _blocked(x: Tensor, size: int) -> Tensor:
@@ -175,17 +182,21 @@ class _Space:
             self._buffers[name] = self._like.new_empty(size)
         return self._buffers[name][:size].view(shape)
 
-    def gather(self, name: str, blocked: Tensor, row: _Row) -> Tensor:
+    def gather(self, name: str, heads: list[Tensor], row: _Row) -> Tensor:
         """Tokens that `row` sees, (seen, d)."""
+        blocked = heads[row.head]  # mk bn d
         found = self.take(name, len(row.columns), *blocked.shape[1:])
         return torch.index_select(blocked, 0, row.columns, out=found).flatten(0, 1)[: row.seen]
 
 
-def _softmax(q: Tensor, k: Tensor, row: _Row, space: _Space) -> tuple[Tensor, Tensor]:
+def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
+    """Write factor a b; BLAS multiplies by the factor for nothing."""
+    return torch.addmm(out, a, b, beta=0, alpha=factor, out=out)
+
+
+def _softmax(queries: Tensor, keys: Tensor, scale: float, row: _Row, space: _Space) -> tuple[Tensor, Tensor]:
     """Probabilities of a row, (queries, seen), in a buffer, and lse (queries,)."""
-    queries = q[row.at][row.queries]
-    keys = space.gather("k", k[row.at], row)
-    p = torch.mm(queries, keys.mT, out=space.take("p", len(queries), row.seen))
+    p = _product(queries, keys.mT, scale, space.take("p", len(queries), row.seen))
     nothing = None
     if row.hidden is not None:
         p[:, row.seen - row.hidden.shape[1] :].masked_fill_(row.hidden, -torch.inf)
@@ -227,4 +238,4 @@ def _rows(q: Tensor, k: Tensor, choice: Choice) -> Iterator[_Row]:
                     if rule is not None and len(visited) > whole[first + i]:
                         groups = group[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
                         cut = hidden[rule.query[queries].long()][:, groups]
-                    yield _Row((sample, head), i, queries, visited, seen, cut)
+                    yield _Row(sample * heads + head, i, queries, visited, seen, cut)
