@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compile the GPU kernels for chips that are not here, and look at what comes out.
 
-    python tools/compile_kernels.py                      bf16, head dim 64, every op, four chips; nothing is run
-    python tools/compile_kernels.py --all                float32, bf16 and fp16, head dims 64 and 128
+    python tools/compile_kernels.py                      each kernel once: bf16, head dim 64, four chips; nothing is run
+    python tools/compile_kernels.py --all                every launch of float32, bf16 and fp16, head dims 64 and 128
     python tools/compile_kernels.py --all --write        stores registers, stack and shared memory as the baseline
 
 Each op is called as users call it, forward and backward (`compiled` in tools/kernel_cases/OP.py). Its launches are
@@ -144,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", action="append", choices=OPS, help="only this one; may be given several times")
     parser.add_argument("--chip", action="append", type=int, choices=list(SHARED), help="only this compute capability")
-    parser.add_argument("--all", action="store_true", help="every precision and head dim")
+    parser.add_argument("--all", action="store_true", help="every launch, precision and head dim")
     parser.add_argument("--write", action="store_true", help="store what was found as the baseline")
     args = parser.parse_args()
     table = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.is_file() else {}
@@ -154,7 +154,9 @@ def main() -> int:
     for op in args.op or OPS:
         for chip in args.chip or SHARED:
             for dtype, head_dim in ((dtype, d) for dtype in dtypes for d in ((64, 128) if args.all else (64,))):
-                for launch in launches(op, chip, dtype, head_dim):
+                caught = launches(op, chip, dtype, head_dim)
+                firsts = {launch.kernel.fn.__name__: launch for launch in reversed(caught)}
+                for launch in caught if args.all else firsts.values():
                     key = f"{op} sm_{chip} {TYPES[dtype]} d={head_dim} {launch.name}"
                     need = found[key] = build(launch, chip)
                     told = list(complaints(launch, chip, dtype, need, {} if args.write else known.get(key, {})))
