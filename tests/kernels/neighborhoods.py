@@ -22,7 +22,7 @@ CASES = {  # grid, options
     "map": ((7, 9), {"kernel": 3}),
     "map, all at once": ((9, 6), {"kernel": (4, 3), "dilation": (2, 1), "stride": (1, 2), "causal": (False, True)}),
     "map, cut off, stride": ((6, 11), {"kernel": (3, 5), "stride": (2, 3), "edge": "truncate"}),
-    "circle": ((9, 11), {"radius": 4, **CIRCLE}),
+    "circle": ((9, 11), {"radius": 5, **CIRCLE}),  # 3, 4 away is outside, by the strict rule alone
     "circle of one": ((4, 5), {"radius": 1, **CIRCLE}),
     "circle wider than the map": ((3, 8), {"radius": 20, **CIRCLE}),
     "circle, dilated, grouped": ((9, 10), {"radius": 3, "dilation": 2, "stride": (2, 3), **CIRCLE}),
