@@ -1,13 +1,11 @@
 """Three kernels forward: sums over chunks, their running total, and the output of each chunk; the same backward.
 
-A tile of C rows is a chunk: blocks of `block` tokens, each padded to M rows, a power of two. Pairs inside of it are
-decayed as in the other fast implementation: quarter by quarter, from the middle to the query and from the key to the
-middle, never dividing. Blocks longer than a tile are chunks of their own, whose queries read the state after them.
+A tile of C rows is a chunk: blocks of `block` tokens, each padded to M rows, a power of two. The decay of a pair of
+tokens inside of it is exp of a sum of its own, never a quotient: by token from a scan over all pairs, by channel key by
+key. Blocks longer than a tile are chunks of their own, whose queries read the state after them.
 
 States are float32, one for each chunk; the backward makes them anew. No atomics.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -17,12 +15,12 @@ from torch import Tensor
 from zoo.kernels.chips import INTERPRETED
 
 from .decay import by_block
+from .plan import Plan, plan
 
 _INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter cuts digits off where a GPU rounds to bf16
 # Half-precision tokens are exact as tf32, and states and weights keep more digits than in bf16, and more range than in
 # float16. For float32 tf32 would be too coarse.
 _PRECISION = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
-_TILE = 4096  # numbers: tiles of tokens, and of states, that fit into registers several at a time
 
 
 @triton.jit
@@ -40,7 +38,7 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load(ptr, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :] * along_columns
+    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
     return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -49,7 +47,7 @@ def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
     if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :] * along_columns
+    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
     tl.store(ptr + places, x.to(ptr.dtype.element_ty), mask=inside)
 
 
@@ -71,45 +69,46 @@ def _gates(g_ptr, gn, gd, first, stop, block, width, C: tl.constexpr, M: tl.cons
 
 
 @triton.jit
-def _up_to(x, SIZE: tl.constexpr, C: tl.constexpr, G: tl.constexpr, BACK: tl.constexpr):
-    """Sums up to each row, or from it on (BACK), in pieces of SIZE rows."""
-    if SIZE > 1:
-        x = tl.reshape(tl.cumsum(tl.reshape(x, (C // SIZE, SIZE, G)), 1, reverse=BACK), (C, G))
-    return x
+def _decays(g, after):
+    """Decay from before the tile to each row, and from each row to the end of the tile."""
+    return tl.exp(tl.cumsum(g, 0)), tl.exp(tl.cumsum(after, 0, reverse=True))
 
 
 @triton.jit
-def _decays(g, after, SIZE: tl.constexpr, C: tl.constexpr, G: tl.constexpr):
-    """In pieces of SIZE rows: from before a piece to the row, and from the row to the end of the piece."""
-    inner = ((tl.arange(0, C) + 1) % SIZE != 0)[:, None]
-    to_query = tl.exp(_up_to(g, SIZE, C, G, False))
-    return to_query, tl.exp(_up_to(tl.where(inner, after, 0.0), SIZE, C, G, True))
+def _pair_decays(g, C: tl.constexpr):
+    """Decay from row j to row i, where it is one for all channels; sums of their own for every pair, (C, C)."""
+    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return tl.exp(tl.cumsum(tl.where(i > j, g, 0.0), 0))
 
 
 @triton.jit
-def _quarter(SIZE: tl.constexpr, C: tl.constexpr):
-    """Queries in second halves, keys in the first ones of the same 2 SIZE rows."""
-    i, j = tl.arange(0, C)[:, None] // SIZE, tl.arange(0, C)[None, :] // SIZE
-    return (i == j + 1) & (j % 2 == 0)
+def _row(ptr, at, along_rows, along, first, stop, block, width, C: tl.constexpr, M: tl.constexpr, D: tl.constexpr):
+    """Row `at` of a tile, (D,)."""
+    column = tl.arange(0, D)
+    token, there = _tokens(at + column * 0, first, stop, block, C, M)
+    ptr += token.to(tl.int64) * along_rows + column * along
+    return tl.load(ptr, mask=there & (column < width), other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _pairs(q, k, g, after, G: tl.constexpr, LEVELS: tl.constexpr, C: tl.constexpr, M: tl.constexpr, P: tl.constexpr):
-    """Weights of values inside of a tile; (C, C)."""
-    i, j = tl.arange(0, C)[:, None] // M, tl.arange(0, C)[None, :] // M
-    products = _dot(q, tl.trans(k), tl.zeros((C, C), tl.float32), P)
-    if G == 0:
-        pairs = tl.where(i >= j, products, 0.0)
+def _pairs(
+    q, k, g, g_ptr, gn, gd, k_ptr, kn, kd, first, stop, rows, block, d,
+    G: tl.constexpr, C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Weights of values inside of a tile, (C, C)."""
+    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    if G <= 1:
+        pairs = _dot(q, tl.trans(k), tl.zeros((C, C), tl.float32), PRECISION)
+        if G == 1:
+            pairs *= _pair_decays(g, C)
     else:
-        pairs = tl.where(i == j, products, 0.0)
-        for level in tl.static_range(LEVELS):
-            to_query, from_key = _decays(g, after, M << level, C, G)
-            if G == 1:
-                part = products * (to_query * tl.trans(from_key))
-            else:
-                part = _dot(q * to_query, tl.trans(k * from_key), tl.zeros((C, C), tl.float32), P)
-            pairs += tl.where(_quarter(M << level, C), part, 0.0)
-    return pairs
+        pairs, logs = tl.zeros((C, C), tl.float32), tl.zeros((C, D), tl.float32)
+        for step in range(rows):  # keys from the last to the first, so that sums of gates grow by one gate a step
+            at = rows - 1 - step
+            key = _row(k_ptr, at, kn, kd, first, stop, block, d, C, M, D)
+            pairs = tl.where(j == at, tl.sum(q * key[None, :] * tl.exp(logs), 1)[:, None], pairs)
+            logs += tl.where(i >= at, _row(g_ptr, at, gn, gd, first, stop, block, d, C, M, D)[None, :], 0.0)
+    return tl.where(i // M >= j // M, pairs, 0.0)
 
 
 @triton.jit
@@ -124,22 +123,22 @@ def _sum_kernel(
     chunk, bh = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
     b, h = bh // heads, bh % heads
     ds, es, row = tl.arange(0, D), tl.program_id(1) * E + tl.arange(0, E), tl.arange(0, C)
-    stop = tl.minimum(chunk * span + span, n)
+    stop, width = tl.minimum(chunk * span + span, n), 1 if G == 1 else d
+    g_ptr += b * gb + h * gh
     sums = tl.zeros((D, E), tl.float32)
     for first in range(chunk * span, stop, C if OWN else span):
         token, there = _tokens(row, first, stop, block, C, M)
         x = _load(x_ptr + b * xb + h * xh, token, xn, ds, xd, there[:, None] & (ds < d)[None, :])
         y = _load(y_ptr + b * yb + h * yh, token, yn, es, ye, there[:, None] & (es < e)[None, :])
         if G > 0 and not OWN:
-            width = 1 if G == 1 else d
-            g, after = _gates(g_ptr + b * gb + h * gh, gn, gd, first, stop, block, width, C, M, G)
-            to_query, from_key = _decays(g, after, C, C, G)
+            g, after = _gates(g_ptr, gn, gd, first, stop, block, width, C, M, G)
+            to_query, from_key = _decays(g, after)
             x *= from_key if KEYS else to_query
         sums = _dot(tl.trans(x), y, sums, PRECISION)
     if G > 0 and KEYS:
         # The decay of a block lies at its first token, so that the first tile holds all of it.
-        column, width = tl.arange(0, G), 1 if G == 1 else d
-        g, after = _gates(g_ptr + b * gb + h * gh, gn, gd, chunk * span, stop, block, width, C, M, G)
+        column = tl.arange(0, G)
+        g, after = _gates(g_ptr, gn, gd, chunk * span, stop, block, width, C, M, G)
         whole = tl.exp(tl.sum(g, 0))
         tl.store(whole_ptr + (bh * chunks + chunk) * width + column, whole, mask=column < width)
     sums_ptr += (bh * (chunks + 1) + chunk + slot) * d * e
@@ -184,166 +183,158 @@ def _output_kernel(
     q_ptr, k_ptr, v_ptr, g_ptr, states_ptr, o_ptr,
     qb, qh, qn, qd, kb, kh, kn, kd, vb, vh, vn, ve, gb, gh, gn, gd, ob, oh, on, oe,
     heads, n, d, e, chunks, tiles, span, block,
-    OWN: tl.constexpr, G: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    BACK: tl.constexpr, OWN: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr,
     C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
+    """Read the state and the values with queries; BACK, gradients of the state and of the output with keys."""
     tile, bh = tl.program_id(0) % (chunks * tiles), (tl.program_id(0) // (chunks * tiles)).to(tl.int64)
     b, h, chunk = bh // heads, bh % heads, tile // tiles
     first, stop = chunk * span + tile % tiles * C, tl.minimum(chunk * span + span, n)
     ds, es = tl.arange(0, D), tl.program_id(1) * E + tl.arange(0, E)
     token, there = _tokens(tl.arange(0, C), first, stop, block, C, M)
+    rows = tl.max(tl.where(there, tl.arange(0, C) + 1, 0), 0)  # a loop of unknown length is not unrolled into spills
     of_d, of_e = there[:, None] & (ds < d)[None, :], there[:, None] & (es < e)[None, :]
+    k_ptr += b * kb + h * kh
+    g_ptr += b * gb + h * gh
     q = _load(q_ptr + b * qb + h * qh, token, qn, ds, qd, of_d)
-    states_ptr += (bh * (chunks + 1) + chunk + (1 if OWN else 0)) * d * e
-    state = _load(states_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    k = _load(k_ptr, token, kn, ds, kd, of_d)
+    x, decay = k if BACK else q, 1.0
+    states_ptr += (bh * (chunks + 1) + chunk + (1 if OWN or BACK else 0)) * d * e
     o = tl.zeros((C, E), tl.float32)
-    if OWN:
-        o = _dot(q, state, o, PRECISION)
-    else:
-        k = _load(k_ptr + b * kb + h * kh, token, kn, ds, kd, of_d)
-        v = _load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
-        g, after, to_query = 0.0, 0.0, 1.0
+    if not OWN:
+        g = 0.0
         if G > 0:
-            width = 1 if G == 1 else d
-            g, after = _gates(g_ptr + b * gb + h * gh, gn, gd, first, stop, block, width, C, M, G)
-            to_query = tl.exp(_up_to(g, C, C, G, False))
-        o = _dot(q * to_query, state, o, PRECISION)
-        o = _dot(_pairs(q, k, g, after, G, LEVELS, C, M, PRECISION), v, o, PRECISION)
-    _store(o_ptr + b * ob + h * oh, o, token, on, es, oe, of_e)
+            g, after = _gates(g_ptr, gn, gd, first, stop, block, 1 if G == 1 else d, C, M, G)
+            to_query, from_key = _decays(g, after)
+            decay = from_key if BACK else to_query
+        pairs = _pairs(q, k, g, g_ptr, gn, gd, k_ptr, kn, kd, first, stop, rows, block, d, G, C, M, D, PRECISION)
+        v = _load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
+        o = _dot(tl.trans(pairs) if BACK else pairs, v, o, PRECISION)
+    state = _load(states_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    _store(o_ptr + b * ob + h * oh, _dot(x * decay, state, o, PRECISION), token, on, es, oe, of_e)
 
 
 @triton.jit
 def _gradient_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dv_ptr, dg_ptr,
+    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr,
     qb, qh, qn, qd, kb, kh, kn, kd, vb, vh, vn, ve, gb, gh, gn, gd, ob, oh, on, oe,
     heads, n, d, e, chunks, tiles, span, block,
-    OWN: tl.constexpr, G: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+    OWN: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr,
     C: tl.constexpr, M: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of queries, keys and decays, computed as (d, tokens): warps share the longer side of a product."""
     tile, bh = tl.program_id(0) % (chunks * tiles), (tl.program_id(0) // (chunks * tiles)).to(tl.int64)
     b, h, chunk = bh // heads, bh % heads, tile // tiles
     first, stop = chunk * span + tile % tiles * C, tl.minimum(chunk * span + span, n)
     ds = tl.arange(0, D)
     token, there = _tokens(tl.arange(0, C), first, stop, block, C, M)
-    of_d = there[:, None] & (ds < d)[None, :]
-    q = _load(q_ptr + b * qb + h * qh, token, qn, ds, qd, of_d)
-    k = _load(k_ptr + b * kb + h * kh, token, kn, ds, kd, of_d)
+    rows = tl.max(tl.where(there, tl.arange(0, C) + 1, 0), 0)  # a loop of unknown length is not unrolled into spills
+    of_d = (ds < d)[:, None] & there[None, :]
+    k_ptr += b * kb + h * kh
+    g_ptr += b * gb + h * gh
     dstates_ptr += (bh * (chunks + 1) + chunk + 1) * d * e  # of the state after this chunk
     states_ptr += (bh * (chunks + 1) + chunk + (1 if OWN else 0)) * d * e  # the one that queries read
-    g, after, to_query, from_key = 0.0, 0.0, 1.0, 1.0
-    width = 1 if G == 1 else d
-    if G > 0 and not OWN:
-        g, after = _gates(g_ptr + b * gb + h * gh, gn, gd, first, stop, block, width, C, M, G)
-        to_query, from_key = _decays(g, after, C, C, G)
-    if not OWN:
-        pairs = _pairs(q, k, g, after, G, LEVELS, C, M, PRECISION)
-        dpairs = tl.zeros((C, C), tl.float32)
-    dq, dk, dwhole = tl.zeros((C, D), tl.float32), tl.zeros((C, D), tl.float32), tl.zeros((D,), tl.float32)
+    dpairs, dwhole = tl.zeros((C, C), tl.float32), tl.zeros((D,), tl.float32)
+    dq, dk = tl.zeros((D, C), tl.float32), tl.zeros((D, C), tl.float32)
     for start in range(0, e, E):
         es = start + tl.arange(0, E)
         of_e, of_state = there[:, None] & (es < e)[None, :], (ds < d)[:, None] & (es < e)[None, :]
         do = _load(do_ptr + b * ob + h * oh, token, on, es, oe, of_e)
         v = _load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
         state, dstate = _load(states_ptr, ds, e, es, 1, of_state), _load(dstates_ptr, ds, e, es, 1, of_state)
-        dq = _dot(do, tl.trans(state), dq, PRECISION)
-        dk = _dot(v, tl.trans(dstate), dk, PRECISION)
-        dwhole += tl.sum(state * dstate, 1)
-        dv = _dot(k * from_key, dstate, tl.zeros((C, E), tl.float32), PRECISION)
+        dq = _dot(state, tl.trans(do), dq, PRECISION)
+        dk = _dot(dstate, tl.trans(v), dk, PRECISION)
         if not OWN:
-            dv = _dot(tl.trans(pairs), do, dv, PRECISION)
+            dwhole += tl.sum(state * dstate, 1)
             dpairs = _dot(do, tl.trans(v), dpairs, PRECISION)
-        _store(dv_ptr + (b * n * heads + h) * e, dv, token, heads * e, es, 1, of_e)
-    dq *= to_query
-    dk *= from_key
     if not OWN:
-        i, j = tl.arange(0, C)[:, None] // M, tl.arange(0, C)[None, :] // M
-        dproducts = tl.where(i >= j, dpairs, 0.0)
+        i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+        dpairs = tl.where(i // M >= j // M, dpairs, 0.0)
+        q = _load(q_ptr + b * qb + h * qh, ds, qd, token, qn, of_d)
+        k = _load(k_ptr, ds, kd, token, kn, of_d)
         if G > 0:
-            dproducts = tl.where(i == j, dpairs, 0.0)
+            width = 1 if G == 1 else d
+            g, after = _gates(g_ptr, gn, gd, first, stop, block, width, C, M, G)
+            to_query, from_key = _decays(g, after)
+            dq *= tl.trans(to_query)
+            dk *= tl.trans(from_key)
             of_queries, of_keys, of_whole = q * dq, k * dk, tl.exp(tl.sum(g, 0)) * dwhole
-            if G == 1:
-                of_queries, of_keys = tl.sum(of_queries, 1)[:, None], tl.sum(of_keys, 1)[:, None]
-                of_whole = tl.zeros((1,), tl.float32) + tl.sum(of_whole, 0)
-            dg = _up_to(of_queries, C, C, G, True) + _up_to(of_keys, C, C, G, False) - of_keys + of_whole[None, :]
-            for level in tl.static_range(LEVELS):
-                to_query, from_key = _decays(g, after, M << level, C, G)
-                dquarter = tl.where(_quarter(M << level, C), dpairs, 0.0)
-                if G == 1:
-                    dproducts += dquarter * (to_query * tl.trans(from_key))
-                    of_queries, of_keys = tl.sum(dquarter * pairs, 1)[:, None], tl.sum(dquarter * pairs, 0)[:, None]
-                else:
-                    dqs = to_query * _dot(dquarter, k * from_key, tl.zeros((C, D), tl.float32), PRECISION)
-                    dks = from_key * _dot(tl.trans(dquarter), q * to_query, tl.zeros((C, D), tl.float32), PRECISION)
-                    dq += dqs
-                    dk += dks
-                    of_queries, of_keys = q * dqs, k * dks
-                dg += _up_to(of_queries, M << level, C, G, True)
-                dg += _up_to(of_keys, M << level, C, G, False) - of_keys
+            dearlier = tl.where(i // M > j // M, dpairs, 0.0)  # of pairs with a decay
+        if G == 1:
+            decays = _pair_decays(g, C)
+            pairs = decays * _dot(tl.trans(q), k, tl.zeros((C, C), tl.float32), PRECISION)
+            of_pairs = tl.where(i > j, tl.cumsum(dearlier * pairs, 0, reverse=True), 0.0)
+            of_queries, of_keys = tl.sum(of_queries, 0)[None, :], tl.sum(of_keys, 0)[None, :]
+            dg = tl.sum(of_pairs, 1)[None, :] + tl.sum(of_whole, 0)
+            dpairs *= decays
+        if G > 1:
+            dqs, dks, logs = tl.zeros((D, C), tl.float32), tl.zeros((D, C), tl.float32), tl.zeros((D, C), tl.float32)
+            for step in range(rows):
+                at = rows - 1 - step
+                dpair = tl.sum(tl.where(j == at, dearlier, 0.0), 1)[None, :] * tl.exp(logs)
+                dqs += dpair * _row(k_ptr, at, kn, kd, first, stop, block, d, C, M, D)[:, None]
+                dks = tl.where(j == at, tl.sum(dpair * q, 1)[:, None], dks)
+                logs += tl.where(j >= at, _row(g_ptr, at, gn, gd, first, stop, block, d, C, M, D)[:, None], 0.0)
+            # What crosses a token: pairs of a later query, less those whose key is later too.
+            dg = tl.cumsum(q * dqs - k * dks, 1, reverse=True) + of_whole[:, None]
+            dpairs -= dearlier
+            dq += dqs
+            dk += dks
+        if G > 0:
+            dg += tl.cumsum(of_queries, 1, reverse=True) + tl.cumsum(of_keys, 1) - of_keys
             columns = tl.arange(0, G)
-            of_g = there[:, None] & (columns < width)[None, :]
-            _store(dg_ptr + bh * n * width, dg, token, width, columns, 1, of_g)
-        dq = _dot(dproducts, k, dq, PRECISION)
-        dk = _dot(tl.trans(dproducts), q, dk, PRECISION)
-    _store(dq_ptr + (b * n * heads + h) * d, dq, token, heads * d, ds, 1, of_d)
-    _store(dk_ptr + (b * n * heads + h) * d, dk, token, heads * d, ds, 1, of_d)
+            of_g = (columns < width)[:, None] & there[None, :]
+            _store(dg_ptr + bh * n * width, dg, columns, 1, token, width, of_g)
+        dq = _dot(k, tl.trans(dpairs), dq, PRECISION)
+        dk = _dot(q, dpairs, dk, PRECISION)
+    _store(dq_ptr + (b * n * heads + h) * d, dq, ds, 1, token, heads * d, of_d)
+    _store(dk_ptr + (b * n * heads + h) * d, dk, ds, 1, token, heads * d, of_d)
 
 
-class _Plan(NamedTuple):
-    chunks: int
-    tiles: int  # of a chunk
-    span: int  # tokens of a chunk
-    block: int  # tokens of a block inside of a tile
-    grid: tuple[int, int]  # programs by tiles of tokens and of values
-    shape: dict[str, object]
-
-
-def _plan(q: Tensor, v: Tensor, g: Tensor | None, block: int) -> _Plan:
-    (b, heads, n, d), e = q.shape, v.shape[3]
-    wide = max(16, triton.next_power_of_2(d))
-    rows = min(64, max(16, _TILE // wide))
-    values = min(rows, max(16, triton.next_power_of_2(e)))
-    own = block > rows
-    padded = rows if own else triton.next_power_of_2(block)
-    span = block if own else rows // padded * block
-    tiles, chunks = triton.cdiv(block, rows) if own else 1, triton.cdiv(n, span)
-    shape = {"OWN": own, "G": 0 if g is None else 1 if g.shape[3] == 1 else wide, "PRECISION": _PRECISION[v.dtype]}
-    shape |= {"C": rows, "M": padded, "D": wide, "E": values, "num_warps": 8, "num_stages": 1}
-    grid = (chunks * b * heads, triton.cdiv(e, values))
-    return _Plan(chunks, tiles, span, rows if own else block, grid, shape)
+def _shape(how: Plan, x: Tensor, g: Tensor | None) -> dict[str, object]:
+    return {
+        "G": 0 if g is None else 1 if g.shape[3] == 1 else how.wide,
+        "PRECISION": _PRECISION[x.dtype],
+        **{"OWN": how.own, "C": how.rows, "M": how.padded, "D": how.wide, "E": how.values},
+        **{"num_warps": how.warps, "num_stages": 1},
+    }
 
 
 def _sums(
-    x: Tensor, g: Tensor | None, y: Tensor, edge: Tensor, whole: Tensor | None, plan: _Plan, keys: bool
+    x: Tensor, g: Tensor | None, y: Tensor, edge: Tensor, whole: Tensor | None, how: Plan, keys: bool
 ) -> tuple[Tensor, Tensor | None]:
     """States before each chunk and the last, (b, heads, chunks + 1, d, e), and the decay over chunks.
 
     Or, for queries and gradients of the output, the gradients of these states.
     """
-    (b, heads, n, d), e, own = x.shape, y.shape[3], plan.shape["OWN"]
-    sums, last = x.new_empty(b, heads, plan.chunks + 1, d, e, dtype=torch.float32), plan.chunks
+    (b, heads, n, d), e = x.shape, y.shape[3]
+    sums, gates = x.new_empty(b, heads, how.chunks + 1, d, e, dtype=torch.float32), x if g is None else g
     if keys and g is not None:
-        whole = sums.new_empty(b, heads, plan.chunks, g.shape[3])
-    sums[:, :, 0 if keys else last] = edge
-    gates = x if g is None else g
-    _sum_kernel[plan.grid](
+        whole = sums.new_empty(b, heads, how.chunks, g.shape[3])
+    sums[:, :, 0 if keys else -1] = edge
+    _sum_kernel[how.chunks * b * heads, triton.cdiv(e, how.values)](
         x, gates, y, sums, whole, *x.stride(), *gates.stride(), *y.stride(),
-        heads, n, d, e, plan.chunks, plan.span, plan.block, int(keys or own), KEYS=keys, **plan.shape,
+        heads, n, d, e, how.chunks, how.span, how.block, int(keys or how.own), KEYS=keys, **_shape(how, x, g),
     )  # fmt: skip
-    if not keys and own:  # the last chunk reads the last state
-        sums[:, :, last] += edge
+    if not keys and how.own:  # the last chunk reads the last state
+        sums[:, :, -1] += edge
     _carry_kernel[b * heads, triton.cdiv(d * e, 512)](
-        sums, whole, plan.chunks, d, e, BACK=not keys, OWN=own, G=plan.shape["G"], BLOCK=512
+        sums, whole, how.chunks, d, e, BACK=not keys, OWN=how.own, G=_shape(how, x, g)["G"], BLOCK=512
     )
     return sums, whole
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, states: Tensor, out: Tensor, how: Plan, back: bool):
+    (b, heads, n, d), e, gates = q.shape, v.shape[3], q if g is None else g
+    _output_kernel[how.chunks * how.tiles * b * heads, triton.cdiv(e, how.values)](
+        q, k, v, gates, states, out, *q.stride(), *k.stride(), *v.stride(), *gates.stride(), *out.stride(),
+        heads, n, d, e, how.chunks, how.tiles, how.span, how.block, BACK=back, **_shape(how, q, g),
+    )  # fmt: skip
 
 
 def _empty(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Heads next to the features, as the projections around the attention want them."""
     return x.new_empty(x.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
-
-
-def _levels(plan: _Plan) -> int:
-    return (plan.shape["C"] // plan.shape["M"]).bit_length() - 1
 
 
 @torch.library.custom_op("zoo::causal_linear_attention", mutates_args=())
@@ -353,13 +344,9 @@ def _causal(
     out = _empty(v, dtype)
     if not out.numel():
         return out, initial_state.float().clone()
-    plan, gates = _plan(q, v, g, block), q if g is None else g
-    states, _ = _sums(k, g, v, initial_state, None, plan, keys=True)
-    _output_kernel[plan.grid[0] * plan.tiles, plan.grid[1]](
-        q, k, v, gates, states, out, *q.stride(), *k.stride(), *v.stride(), *gates.stride(), *out.stride(),
-        q.shape[1], q.shape[2], q.shape[3], v.shape[3], plan.chunks, plan.tiles, plan.span, plan.block,
-        LEVELS=_levels(plan), **plan.shape,
-    )  # fmt: skip
+    how = plan(q, v, block)
+    states, _ = _sums(k, g, v, initial_state, None, how, keys=True)
+    _read(q, k, v, g, states, out, how, back=False)
     return out, states[:, :, -1].clone()
 
 
@@ -376,18 +363,18 @@ def _causal_backward(
     dg = q.new_empty(0) if g is None else g.new_zeros(g.shape)
     if not dv.numel():
         return dq, dk, dv, dg, dstate.to(initial_state.dtype, copy=True)
-    plan, gates = _plan(q, v, g, block), q if g is None else g
-    states, whole = _sums(k, g, v, initial_state, None, plan, keys=True)
-    dstates, _ = _sums(q, g, dout, dstate, whole, plan, keys=False)
-    _gradient_kernel[(plan.grid[0] * plan.tiles,)](
-        q, k, v, gates, dout, states, dstates, dq, dk, dv, dg,
+    how, gates = plan(q, v, block), q if g is None else g
+    states, whole = _sums(k, g, v, initial_state, None, how, keys=True)
+    dstates, _ = _sums(q, g, dout, dstate, whole, how, keys=False)
+    _read(q, k, dout, g, dstates, dv, how, back=True)
+    _gradient_kernel[(how.chunks * how.tiles * q.shape[0] * q.shape[1],)](
+        q, k, v, gates, dout, states, dstates, dq, dk, dg,
         *q.stride(), *k.stride(), *v.stride(), *gates.stride(), *dout.stride(),
-        q.shape[1], q.shape[2], q.shape[3], v.shape[3], plan.chunks, plan.tiles, plan.span, plan.block,
-        LEVELS=_levels(plan), **plan.shape,
+        *q.shape[1:], v.shape[3], how.chunks, how.tiles, how.span, how.block, **_shape(how, q, g),
     )  # fmt: skip
-    if g is not None and plan.shape["OWN"]:  # the decay of a block lies at its first token
+    if g is not None and how.own:  # the decay of a block lies at its first token
         dwhole = whole * (states[:, :, :-1] * dstates[:, :, 1:]).sum(-1)  # b heads chunks d
-        dg[:, :, :: plan.span] = dwhole if g.shape[3] > 1 else dwhole.sum(-1, keepdim=True)
+        dg[:, :, :: how.span] = dwhole if g.shape[3] > 1 else dwhole.sum(-1, keepdim=True)
     return dq, dk, dv, dg, dstates[:, :, 0].to(initial_state.dtype, copy=True)
 
 
