@@ -181,6 +181,7 @@ def main() -> int:
     chip = "cpu" if args.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
     table = TOP / "tools" / "results" / f"kernels-{chip}.csv"
     kept = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))) if table.is_file() else []
+    kept = [row for row in kept if set(row) == set(COLUMNS)]  # tables of an older form are started anew
     failed = 0
     for op in args.op or OPS:
         if not tests_pass(op):
