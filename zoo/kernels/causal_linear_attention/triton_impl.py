@@ -139,8 +139,7 @@ def _sum_kernel(
         # The decay of a block lies at its first token, so that the first tile holds all of it.
         column = tl.arange(0, G)
         g, after = _gates(g_ptr, gn, gd, chunk * span, stop, block, width, C, M, G)
-        whole = tl.exp(tl.sum(g, 0))
-        tl.store(whole_ptr + (bh * chunks + chunk) * width + column, whole, mask=column < width)
+        tl.store(whole_ptr + (bh * chunks + chunk) * width + column, tl.exp(tl.sum(g, 0)), mask=column < width)
     sums_ptr += (bh * (chunks + 1) + chunk + slot) * d * e
     _store(sums_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
 
@@ -292,12 +291,9 @@ def _gradient_kernel(
 
 
 def _shape(how: Plan, x: Tensor, g: Tensor | None) -> dict[str, object]:
-    return {
-        "G": 0 if g is None else 1 if g.shape[3] == 1 else how.wide,
-        "PRECISION": _PRECISION[x.dtype],
-        **{"OWN": how.own, "C": how.rows, "M": how.padded, "D": how.wide, "E": how.values},
-        **{"num_warps": how.warps, "num_stages": 1},
-    }
+    gates = 0 if g is None else 1 if g.shape[3] == 1 else how.wide
+    shape = {"G": gates, "C": how.rows, "M": how.padded, "D": how.wide, "E": how.values, "OWN": how.own}
+    return shape | {"PRECISION": _PRECISION[x.dtype], "num_warps": how.warps, "num_stages": 1}
 
 
 def _sums(
