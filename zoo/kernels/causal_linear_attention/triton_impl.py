@@ -139,8 +139,7 @@ def _sum_kernel(
         # The decay of a block lies at its first token, so that the first tile holds all of it.
         column = tl.arange(0, G)
         g, after = _gates(g_ptr, gn, gd, chunk * span, stop, block, width, C, M, G)
-        whole = tl.exp(tl.sum(g, 0))
-        tl.store(whole_ptr + (bh * chunks + chunk) * width + column, whole, mask=column < width)
+        tl.store(whole_ptr + (bh * chunks + chunk) * width + column, tl.exp(tl.sum(g, 0)), mask=column < width)
     sums_ptr += (bh * (chunks + 1) + chunk + slot) * d * e
     _store(sums_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
 
@@ -258,14 +257,17 @@ def _gradient_kernel(
             to_query, from_key = _decays(g, after)
             dq *= tl.trans(to_query)
             dk *= tl.trans(from_key)
-            of_queries, of_keys, of_whole = q * dq, k * dk, tl.exp(tl.sum(g, 0)) * dwhole
+            of_queries, of_keys, of_whole = q * dq, k * dk, (tl.exp(tl.sum(g, 0)) * dwhole)[:, None]
+            if G == 1:
+                of_queries, of_keys = tl.sum(of_queries, 0)[None, :], tl.sum(of_keys, 0)[None, :]
+                of_whole = tl.sum(of_whole, 0)[None, :]
+            dg = tl.cumsum(of_queries, 1, reverse=True) + tl.cumsum(of_keys, 1) - of_keys + of_whole
             dearlier = tl.where(i // M > j // M, dpairs, 0.0)  # of pairs with a decay
         if G == 1:
             decays = _pair_decays(g, C)
             pairs = decays * _dot(tl.trans(q), k, tl.zeros((C, C), tl.float32), PRECISION)
             of_pairs = tl.where(i > j, tl.cumsum(dearlier * pairs, 0, reverse=True), 0.0)
-            of_queries, of_keys = tl.sum(of_queries, 0)[None, :], tl.sum(of_keys, 0)[None, :]
-            dg = tl.sum(of_pairs, 1)[None, :] + tl.sum(of_whole, 0)
+            dg += tl.sum(of_pairs, 1)[None, :]
             dpairs *= decays
         if G > 1:
             dqs, dks, logs = tl.zeros((D, C), tl.float32), tl.zeros((D, C), tl.float32), tl.zeros((D, C), tl.float32)
@@ -276,15 +278,12 @@ def _gradient_kernel(
                 dks = tl.where(j == at, tl.sum(dpair * q, 1)[:, None], dks)
                 logs += tl.where(j >= at, _row(g_ptr, at, gn, gd, first, stop, block, d, C, M, D)[:, None], 0.0)
             # What crosses a token: pairs of a later query, less those whose key is later too.
-            dg = tl.cumsum(q * dqs - k * dks, 1, reverse=True) + of_whole[:, None]
+            dg += tl.cumsum(q * dqs - k * dks, 1, reverse=True)
             dpairs -= dearlier
-            dq += dqs
-            dk += dks
+            dq, dk = dq + dqs, dk + dks
         if G > 0:
-            dg += tl.cumsum(of_queries, 1, reverse=True) + tl.cumsum(of_keys, 1) - of_keys
-            columns = tl.arange(0, G)
-            of_g = (columns < width)[:, None] & there[None, :]
-            _store(dg_ptr + bh * n * width, dg, columns, 1, token, width, of_g)
+            gs = tl.arange(0, G)
+            _store(dg_ptr + bh * n * width, dg, gs, 1, token, width, (gs < width)[:, None] & there[None, :])
         dq = _dot(k, tl.trans(dpairs), dq, PRECISION)
         dk = _dot(q, dpairs, dk, PRECISION)
     _store(dq_ptr + (b * n * heads + h) * d, dq, ds, 1, token, heads * d, of_d)
@@ -292,12 +291,9 @@ def _gradient_kernel(
 
 
 def _shape(how: Plan, x: Tensor, g: Tensor | None) -> dict[str, object]:
-    return {
-        "G": 0 if g is None else 1 if g.shape[3] == 1 else how.wide,
-        "PRECISION": _PRECISION[x.dtype],
-        **{"OWN": how.own, "C": how.rows, "M": how.padded, "D": how.wide, "E": how.values},
-        **{"num_warps": how.warps, "num_stages": 1},
-    }
+    gates = 0 if g is None else 1 if g.shape[3] == 1 else how.wide
+    shape = {"G": gates, "C": how.rows, "M": how.padded, "D": how.wide, "E": how.values, "OWN": how.own}
+    return shape | {"PRECISION": _PRECISION[x.dtype], "num_warps": how.warps, "num_stages": 1}
 
 
 def _sums(
