@@ -24,8 +24,9 @@ What papers call otherwise, on a map of (h, w):
     softmax plus one, exp / (1 + sum exp)   grid=(1, n), window=(1, n + 1), pad="attend", no bias
 
 Safe in float16 and bfloat16: logits, softmax and sums are float32 or wider whatever the dtype of the tokens, and an
-output is a mean of values. What makes SwinIR and HAT fail in float16 lies outside: the residual stream of their trained
-weights grows from group to group until it leaves the range (65,504), with any attention.
+output is a mean of values. What makes SwinIR fail in float16 lies outside: the residual stream of its weights grows
+from group to group until it leaves the range of 65,504 (JingyunLiang/SwinIR, issues 103 and 180). HAT is built alike,
+so bfloat16 is the low precision for both.
 
 Source: Swin Transformer (Liu et al. 2021), section 3.2; HAT (Chen et al. 2023), overlapping cross-attention; CRAFT (Li
 et al. 2023) for rectangles that wrap; CSWin (Dong et al. 2022); MaxViT (Tu et al. 2022); Histoformer (Sun et al. 2024).

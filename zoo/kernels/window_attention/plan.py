@@ -1,9 +1,11 @@
 """Where the windows lie: which are worked on together, and which tokens of the map they hold.
 
-Nothing is rolled, padded or masked: windows that lie alike in the map are one strided view of it, and a window that the
-border of the map cuts in parts that do not see each other is worked on part by part.
+Nothing is rolled or padded: windows that lie alike in the map are one strided view of it. A window that the border of
+the map cuts in parts that do not see each other is worked on part by part, unless it is so small that calls cost more
+than products: then it is masked.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
@@ -11,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_SMALL = 2**14  # pairs; windows of 8 a side have 2**12, of 16 a side 2**16
 
 
 class Span(NamedTuple):
@@ -36,7 +40,7 @@ class Run(NamedTuple):
     step: int
     queries: Span
     keys: Span
-    visible: tuple[bool, ...]  # which of the keys
+    seen: tuple[tuple[bool, ...], ...]  # by each query, which of the keys
 
     def moved(self, by: int) -> "Run":
         """The same part of windows that lie `by` tokens further on."""
@@ -72,15 +76,17 @@ def blocks(
     b, heads = q.shape[0], q.shape[3]
     axes = [()] * 2
     if q.numel():
-        axes = [runs(*axis, wrap, attend) for axis in zip(grid, window, dilation, shift, overlap, strict=True)]
+        small = math.prod(window) * math.prod(s + 2 * o for s, o in zip(window, overlap, strict=True)) <= _SMALL
+        axes = [runs(*axis, wrap, attend, small) for axis in zip(grid, window, dilation, shift, overlap, strict=True)]
     none = q.new_zeros(1, 1, 1, dtype=torch.promote_types(q.dtype, torch.float32))
     for rows, columns in product(*axes):
         queries, keys = (rows.queries, columns.queries), (rows.keys, columns.keys)
         place = tuple(slice(span.first, span.first + span.size) for span in (*queries, *keys))
         part = none if bias is None else bias[(slice(None), *place)].flatten(1, 2).flatten(2, 3)  # heads n m
-        if not all((*rows.visible, *columns.visible)):
-            hidden = ~(torch.tensor(rows.visible)[:, None] & torch.tensor(columns.visible)).flatten()  # m
-            part = part.masked_fill(hidden.to(q.device), -torch.inf)
+        seen = [torch.tensor(axis.seen) for axis in (rows, columns)]  # n m along one axis
+        if not all(one.all() for one in seen):
+            both = seen[0][:, None, :, None] & seen[1][:, None, :]  # wh ww kh kw
+            part = part.masked_fill(~both.flatten(0, 1).flatten(1, 2).to(q.device), -torch.inf)
         part = part.expand(heads, -1, -1)
         most = limit // (queries[0].size * queries[1].size * keys[0].size * keys[1].size)
         # Whole rows of windows, whole images of them, as far as they fit.
@@ -109,7 +115,9 @@ def _share(count: int, most: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def runs(n: int, window: int, dilation: int, shift: int, overlap: int, wrap: bool, attend: bool) -> tuple[Run, ...]:
+def runs(
+    n: int, window: int, dilation: int, shift: int, overlap: int, wrap: bool, attend: bool, small: bool
+) -> tuple[Run, ...]:
     """The parts of windows along an axis of `n` tokens that hold queries, those that lie alike in one."""
     cell = window * dilation  # holds as many windows as tokens lie between neighbours of one
     size = -(-n // cell) * cell
@@ -122,7 +130,7 @@ def runs(n: int, window: int, dilation: int, shift: int, overlap: int, wrap: boo
     for corner in (corner + shift for corner in corners):
         queries = range(corner, corner + cell, dilation)
         keys = range(corner - overlap * dilation, corner + cell + overlap * dilation, dilation)
-        for part in _parts(n, size if shift else None, queries, keys, wrap, attend):
+        for part in _parts(n, size if shift else None, queries, keys, wrap, attend, small):
             part = part._replace(step=step)
             if found and part == found[-1]._replace(count=1).moved(found[-1].count * step):
                 found[-1] = found[-1]._replace(count=found[-1].count + 1)
@@ -131,7 +139,9 @@ def runs(n: int, window: int, dilation: int, shift: int, overlap: int, wrap: boo
     return tuple(found)
 
 
-def _parts(n: int, size: int | None, queries: range, keys: range, wrap: bool, attend: bool) -> Iterator[Run]:
+def _parts(
+    n: int, size: int | None, queries: range, keys: range, wrap: bool, attend: bool, small: bool
+) -> Iterator[Run]:
     """Split one window where its tokens do not see each other; `size` is the length at which the axis goes around."""
 
     def token(i: int) -> int:
@@ -143,17 +153,21 @@ def _parts(n: int, size: int | None, queries: range, keys: range, wrap: bool, at
     def span(tokens: range, whole: range) -> Span:
         return Span(whole.index(tokens[0]), len(tokens), _pieces([token(i) for i in tokens], n, whole.step))
 
-    for around in (False,) if wrap or size is None else (False, True):
-        inside, seen = list(queries), list(keys)
-        if not (wrap or size is None):
-            inside, seen = ([i for i in tokens if (i >= size) == around] for tokens in (queries, keys))
+    def around(i: int) -> bool:
+        return size is not None and i >= size and not wrap
+
+    for only in (None,) if small else (False, True):
+        inside, seen = ([i for i in tokens if only in (None, around(i))] for tokens in (queries, keys))
         inside = [i for i in inside if real(i)]
         seen = [i for i in seen if attend or real(i)]
         if not inside:
             continue
-        # A window that wraps may hold padding between its tokens; elsewhere nothing hidden is left in the spans.
+        # A window in one may hold padding between its tokens; what its padded queries see does not matter.
         inside, seen = (range(tokens[0], tokens[-1] + 1, queries.step) for tokens in (inside, seen))
-        yield Run(1, 0, span(inside, queries), span(seen, keys), tuple(attend or real(j) for j in seen))
+        sees = tuple(
+            tuple((attend or real(j)) and (around(i) == around(j) or not real(i)) for j in seen) for i in inside
+        )
+        yield Run(1, 0, span(inside, queries), span(seen, keys), sees)
 
 
 def _pieces(tokens: list[int], n: int, apart: int) -> tuple[tuple[int, int, int], ...]:

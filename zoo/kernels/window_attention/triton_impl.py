@@ -110,7 +110,9 @@ def _forward_kernel(
     key_down, key_right, held = _reach(key, dilation_y, dilation_x, WH, WW, OH, OW)
     if bias_ptr is not None:
         bias_ptr += head * QUERIES * KEYS
-        bias = _biases(bias_ptr, query[:, None], key[None, :], QUERIES, KEYS)
+        bias = _biases(
+            bias_ptr, query[:, None], key[None, :], QUERIES, KEYS
+        )  # of all windows, where one tile is enough
     for number in range(first, min(first + share, windows)):
         image, y, x = _corner(number, rows, columns, shift_y, shift_x, dilation_y, dilation_x, WH, WW)
         orders = order_ptr

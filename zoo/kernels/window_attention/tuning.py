@@ -20,20 +20,26 @@ class Tile(NamedTuple):
 # By chip, then by bytes of a row of q or v, padded to a power of two: tiles of forward, dq, dk with dv, and biases.
 # No chip was at hand: the largest that the compiler fits into registers, bf16 or fp16, where a window has 256 tokens.
 _WIDE = {  # too wide for more
-    512: (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    512: (Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 16, 4, 1)),
     1024: (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 TILES = {
     80: {
-        64: (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 1), Tile(64, 64, 8, 1)),
+        64: (Tile(64, 128, 8, 1), Tile(64, 64, 4, 2), Tile(64, 32, 4, 1), Tile(64, 64, 8, 1)),
         128: (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 1), Tile(64, 64, 8, 1)),
-        256: (Tile(64, 64, 8, 2), Tile(64, 32, 4, 2), Tile(64, 64, 8, 1), Tile(64, 32, 4, 1)),
+        256: (Tile(64, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 1), Tile(64, 32, 4, 1)),
     }
     | _WIDE,
     90: {
         64: (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
-        128: (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+        128: (Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(32, 64, 4, 1), Tile(64, 64, 8, 1)),
         256: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(32, 32, 4, 1), Tile(64, 32, 4, 1)),
+    }
+    | _WIDE,
+    100: {
+        64: (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+        128: (Tile(64, 64, 4, 2), Tile(64, 64, 8, 1), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1)),
+        256: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 1), Tile(64, 32, 4, 1)),
     }
     | _WIDE,
 }
@@ -65,7 +71,7 @@ class Call:
         m, n = min(tile.queries, _block(self.queries)), min(tile.keys, _block(self.keys))
         tiles = (-(-self.queries // m) if queries else 1) * (-(-self.keys // n) if keys else 1)
         share = -(-self.windows // max(1, PROGRAMS // (tiles * self.heads)))
-        warps = min(tile.warps, max(4, m * n // 512))
+        warps = tile.warps if (m, n) == tile[:2] else min(4, tile.warps)
         options = {"share": share, "BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": tile.stages}
         return (tiles * -(-self.windows // share), self.heads), options | self.widths | self.window | self.masks
 
