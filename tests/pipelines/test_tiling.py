@@ -105,7 +105,9 @@ def test_no_seam_stands_out_at_tile_borders(hat):
     lq = noise(1, 3, 112, 112)
     error = (restore(hat, lq, tile=64) - restore(hat, lq, tile=None)).abs().mean((0, 1))
     steps = error.diff(dim=1).abs().mean(0)  # jumps between neighbouring columns
-    assert steps.max() < 12 * steps.median() + 1e-7
+    # Windows at a tile's border are summed in another order than those inside: 1e-6 is what float32 makes of that, a
+    # 4,000th of a step of 8 bits.
+    assert steps.max() < 12 * steps.median() + 1e-6
 
 
 def test_the_network_never_sees_more_than_a_tile(conv):
