@@ -17,8 +17,11 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# By chip, then by the larger of d and e, at most. Chosen so that nothing spills; newer chips may want larger tiles.
-_TUNED = {80: {64: Tiles(64, 64, 8, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(32, 32, 8, 1)}}
+# By chip, then by the larger of d and e, at most. Chosen so that nothing spills.
+_TUNED = {
+    80: {64: Tiles(64, 64, 8, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+    100: {64: Tiles(64, 64, 8, 2), 128: Tiles(64, 64, 8, 2), 256: Tiles(32, 32, 8, 1)},
+}
 _PROGRAMS = 1024  # that keep every multiprocessor busy; more would only store more sums
 
 
