@@ -242,6 +242,12 @@ def test_compiles_without_a_graph_break_and_trains(impl):
         assert error(actual, expected) <= 1e-6
 
 
+def test_registered_op_keeps_the_rules_of_torch():
+    q, k, v = (torch.randn(1, 2, 9, size, requires_grad=True) for size in (4, 4, 5))
+    g, state = (-torch.rand(1, 2, 9, 1)).requires_grad_(), torch.randn(1, 2, 4, 5, requires_grad=True)
+    torch.library.opcheck(torch_impl._causal, (q, k, v, g, state, 2, torch.float32))
+
+
 def test_autocast_does_not_lower_the_precision_inside():
     args, call = problem("by channel", torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

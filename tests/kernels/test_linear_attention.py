@@ -304,6 +304,14 @@ def test_compiles_without_a_graph_break_and_trains(impl):
         assert error(actual, expected) <= 1e-6
 
 
+def test_registered_ops_keep_the_rules_of_torch():
+    q, k, v = (torch.randn(1, 2, 9, size, requires_grad=True) for size in (4, 4, 5))
+    kv, z = torch.randn(1, 2, 2, 4, 5, requires_grad=True), torch.rand(1, 2, 2, 4, requires_grad=True)
+    borders = torch.tensor([0, 4, 9])
+    torch.library.opcheck(torch_impl._sum, (k, q, v, borders, "relu", 0.1))
+    torch.library.opcheck(torch_impl._read, (q, None, kv, z, borders, "elu1", 0.0, 0.1))
+
+
 def test_autocast_does_not_lower_the_precision_inside():
     args, call = problem("elu", torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

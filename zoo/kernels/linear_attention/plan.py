@@ -9,16 +9,32 @@ from zoo.kernels.chips import tuned
 
 
 class Tiles(NamedTuple):
-    """Shape of a tile, `rows` tokens by at most `side` features of keys or values, and its launch."""
+    """Shape of tiles and how they are launched.
+
+    Attributes:
+        rows: tokens.
+        side: features of values at a time, beside all those of keys.
+        sums: features of keys and of values at a time where they are summed up.
+        warps: of a program.
+        stages: of loads ahead.
+    """
 
     rows: int
     side: int
+    sums: int
     warps: int
     stages: int
 
 
-# By chip, then by the larger of d and e, at most. Chosen so that nothing spills; newer chips may want larger tiles.
-_TUNED = {80: {64: Tiles(64, 64, 8, 2), 128: Tiles(32, 64, 8, 2), 256: Tiles(32, 32, 8, 1)}}
+# By chip, then by the larger of d and e, at most. Up to 128 nothing spills; more than 256 works, with spills.
+_TUNED = {
+    80: {
+        64: Tiles(32, 64, 64, 4, 2),
+        128: Tiles(32, 32, 128, 8, 2),
+        256: Tiles(16, 32, 128, 8, 1),
+        512: Tiles(16, 16, 128, 8, 1),
+    }
+}
 _PROGRAMS = 1024  # that keep every multiprocessor busy; more would only store more sums
 
 
@@ -38,7 +54,7 @@ def plan(x: Tensor, width: int, cu_seqlens: Tensor | None, least: int) -> Pass:
     table = tuned(_TUNED, x)
     tiles = table[min((side for side in table if side >= width), default=max(table))]
     if x.element_size() > 2:  # so that tiles take no more room in shared memory
-        tiles = tiles._replace(rows=tiles.rows // 2, side=min(tiles.side, 64), stages=1)
+        tiles = tiles._replace(rows=max(16, tiles.rows // 2), sums=64, stages=1)
     size = tiles.rows * max(least, -(-n * b * heads // (_PROGRAMS * tiles.rows)))
     if cu_seqlens is None:
         return Pass(tiles, max(1, -(-n // size)), size, None, None)

@@ -42,13 +42,13 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load(ptr, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :] * along_columns
+    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
     return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :] * along_columns
+    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
     if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
@@ -207,7 +207,10 @@ def _sum_backward_kernel(
     MAP: tl.constexpr, SPLIT: tl.constexpr, SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr, N: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Write dx and dx2 from df2 = y dkv^T and df = dz beside it, and dy = f2(x) dkv."""
+    """Write dx and dx2 from df2 = y dkv^T and df = dz beside it, and dy = f2(x) dkv; all as (d, tokens).
+
+    Of two products in one loop Triton shares the first axis among warps, which is the longer one then.
+    """
     b, h, bh, s, start, stop = _program(order_ptr, spans, n, size, heads, SEGMENTED)
     ds = tl.arange(0, D)
     x_ptr += b * xb + h * xh
@@ -216,25 +219,24 @@ def _sum_backward_kernel(
     dz = tl.load(dz_ptr + (bh * segments + s) * d + ds, mask=ds < d, other=0.0)
     for at in range(start, stop, N):
         rows = at + tl.arange(0, N)
-        of_x = (rows < stop)[:, None] & (ds < d)[None, :]
-        x = _load(x_ptr, rows, xn, ds, xd, of_x)
+        of_x = (ds < d)[:, None] & (rows < stop)[None, :]
+        x = _load(x_ptr, ds, xd, rows, xn, of_x)
         f2 = _features(x, map_eps, of_x, MAP)
         if SPLIT:
-            f2 = _load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x)
-        df2 = tl.zeros((N, D), tl.float32)
+            f2 = _load(x2_ptr + b * x2b + h * x2h, ds, x2d, rows, x2n, of_x)
+        df2 = tl.zeros((D, N), tl.float32)
         for first in range(0, e, E):
             es = first + tl.arange(0, E)
-            of_y = (rows < stop)[:, None] & (es < e)[None, :]
+            of_y = (es < e)[:, None] & (rows < stop)[None, :]
             dkv = _load(dkv_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
-            y = _load(y_ptr, rows, yn, es, ye, of_y)
-            df2 = _dot(y, tl.trans(dkv), df2, PRECISION)
-            dy = _dot(f2, dkv, tl.zeros((N, E), tl.float32), PRECISION)
-            _store(dy_ptr + (b * n * heads + h) * e, dy, rows, heads * e, es, 1, of_y)
-        df = df2 + dz[None, :]
+            df2 = _dot(dkv, _load(y_ptr, es, ye, rows, yn, of_y), df2, PRECISION)
+            dy = _dot(tl.trans(dkv), f2, tl.zeros((E, N), tl.float32), PRECISION)
+            _store(dy_ptr + (b * n * heads + h) * e, dy, es, 1, rows, heads * e, of_y)
+        df = df2 + dz[:, None]
         if SPLIT:
-            df = tl.zeros((N, D), tl.float32) + dz[None, :]
-            _store(dx2_ptr + (b * n * heads + h) * d, df2, rows, heads * d, ds, 1, of_x)
-        _store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), rows, heads * d, ds, 1, of_x)
+            df = tl.zeros((D, N), tl.float32) + dz[:, None]
+            _store(dx2_ptr + (b * n * heads + h) * d, df2, ds, 1, rows, heads * d, of_x)
+        _store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), ds, 1, rows, heads * d, of_x)
 
 
 @torch.library.custom_op("zoo::linear_attention_sum", mutates_args=())
@@ -246,14 +248,14 @@ def _sum(
     length, out = d * e + d, _empty_sums(x, y, cu_seqlens)
     if not n:
         return out.zero_()
-    how, other = plan(x, max(d, e), cu_seqlens, least=8), x if x2 is None else x2
+    how, other = plan(x, max(d, e), cu_seqlens, least=16), x if x2 is None else x2
     part = out if how.spans == 1 else out.new_empty(b, heads, how.spans, length)
-    tile_d, tile_e = (min(how.tiles.side, max(16, triton.next_power_of_2(width))) for width in (d, e))
+    tile_d, tile_e = (min(how.tiles.sums, max(16, triton.next_power_of_2(width))) for width in (d, e))
     if out.numel():
         _sum_kernel[how.spans * b * heads, triton.cdiv(d, tile_d), triton.cdiv(e, tile_e)](
             x, other, y, w, wz, part, how.order, *x.stride(), *other.stride(), *y.stride(),
             heads, n, d, e, how.spans, how.size, map_eps,
-            WEIGHTED=w is not None, **_options(y.dtype, how, d, e, feature_map, x2) | {"D": tile_d},
+            WEIGHTED=w is not None, **_options(y.dtype, how, d, e, feature_map, x2) | {"D": tile_d, "E": tile_e},
         )  # fmt: skip
     if out.numel() and part is not out:
         _add_kernel[out.numel() // length, triton.cdiv(length, 512)](
