@@ -178,10 +178,9 @@ def _attend(q: Tensor, k: Tensor, bias: Tensor, scale: float, logits: Tensor) ->
     """Write the probabilities, (heads nw) n m, over the logits."""
     if len(bias) == 1:
         torch.baddbmm(bias, q, k.mT, alpha=scale, out=logits)
-    else:  # repeated over the windows of each head
-        torch.baddbmm(logits, q, k.mT, beta=0, alpha=scale, out=logits).unflatten(0, (len(bias), -1)).add_(
-            bias[:, None]
-        )
+    else:  # each for all windows of its head
+        torch.baddbmm(logits, q, k.mT, beta=0, alpha=scale, out=logits)
+        logits.unflatten(0, (len(bias), -1)).add_(bias[:, None])
     return torch.softmax(logits, -1, out=logits)
 
 

@@ -327,6 +327,7 @@ def _backward(
     dq, dk, dv, delta = _like(q), _like(k), _like(v), _like(lse)
     if not dout.numel():
         return dq.zero_(), dk.zero_(), dv, q.new_empty(0) if bias is None else torch.zeros_like(bias)
+    out, lse = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (out, lse))  # in memory b n heads ...
     strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride(), *call.order)
     programs, options = call.launch(call.tiles[1])
     _dq_kernel[programs](dout, q, k, v, out, lse, bias, order, delta, dq, *strides, scale, *call.where, **options)
