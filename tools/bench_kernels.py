@@ -10,8 +10,9 @@ All calls of a case take turns, so that other programs slow all of them. Columns
     ms              median of the turns
     ratio           its time over that of our first implementation of the same case: above 1, ours is faster
     peak_mib        memory that the call takes beyond its inputs at most
-    error           largest difference from the float64 result, relative to its largest value; "other" where a peer
-                    computes something else, such as dense attention beside sparse
+    error           largest difference from the float64 result of our torch implementation, which the tests compare
+                    with the definition, relative to the largest value; "other" where a peer computes something else,
+                    such as dense attention beside sparse
     share, of       of what this machine was measured to do in this run, by multiplications (matmul) or bytes (copy),
                     whichever bounds the case more
 
@@ -28,12 +29,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of each start and stop
+
 import torch
-from kernel_cases import Case
+from kernel_cases import Call, Case
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -43,6 +47,7 @@ TOP = Path(__file__).parents[1]
 OPS = sorted(path.stem for path in (TOP / "tools" / "kernel_cases").glob("[a-z]*.py"))
 COLUMNS = ("op", "shape", "dtype", "impl", "ms", "ratio", "peak_mib", "error", "share", "of", "machine", "versions")
 OTHER = 0.1  # an error above this is no error of rounding
+TURN = 5.0  # milliseconds of one turn at least
 
 
 def synchronise() -> None:
@@ -51,29 +56,32 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def took(call: Callable[[], Tensor]) -> float:
-    """Milliseconds of one call."""
+def took(call: Callable[[], object], times: int) -> float:
+    """Milliseconds of one call, of so many."""
     synchronise()
     began = time.perf_counter()
-    call()
+    for _ in range(times):
+        call()
     synchronise()
-    return 1e3 * (time.perf_counter() - began)
+    return 1e3 * (time.perf_counter() - began) / times
 
 
-def medians(calls: dict[str, Callable[[], Tensor]], seconds: float, most: int) -> dict[str, float]:
+def medians(calls: dict[str, Callable[[], object]], seconds: float, most: int) -> dict[str, float]:
     """Milliseconds of each, in turns: two to warm up, then at least three, until the time is spent."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    times = dict.fromkeys(calls, 1)  # short calls are repeated, so that a GPU is not timed by its launches
     began = time.perf_counter()
     for turn in range(most + 2):
         for name, call in calls.items():
-            spent = took(call)
-            times[name] += [spent] if turn >= 2 else []
+            spent = took(call, times[name])
+            found[name] += [spent] if turn >= 2 else []
+            times[name] = max(1, min(100, int(TURN / spent))) if turn < 2 else times[name]
         if turn >= 4 and time.perf_counter() - began > seconds:
             break
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(spent) for name, spent in found.items()}
 
 
-def peak(call: Callable[[], Tensor]) -> float:
+def peak(call: Callable[[], object]) -> float:
     """MiB that a call takes at most, its result included."""
     if torch.cuda.is_available() and torch.get_default_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -101,24 +109,64 @@ def ceilings() -> dict[str, float]:
 
 
 def rows_of(case: Case, most: dict[str, float], seconds: float, repeats: int) -> Iterator[dict[str, str]]:
-    """Compare, time and describe one case."""
+    """Compare, time and describe one case; then the same with all gradients."""
     calls = case.ours | case.peers
-    with torch.set_grad_enabled("backward" in case.op):
-        exact = case.exact()
-        errors = {}
-        for name, call in calls.items():
-            errors[name] = float((call().double() - exact).abs().max() / exact.abs().max())
-            if name in case.ours and not errors[name] <= OTHER:
-                sys.exit(f"bench: {case.op} on {case.shape} by {name} is off by {errors[name]:.1e}; nothing is timed")
-        del exact
-        peaks = {name: peak(call) for name, call in calls.items()}
-        found = medians(calls, seconds, repeats)
-    bounds = {"matmul": case.flops / most["matmul"], "copy": case.bytes / most["copy"]}
+    with torch.no_grad():
+        once = {name: partial(results, call, case.inputs) for name, call in calls.items()}
+        exact = results(case.ours["torch"], [x.double() for x in case.inputs])
+        yield from compared(case, case.op, once, exact, (case.flops, case.bytes), most, seconds, repeats)
+    if case.trained:
+        leaves = [x.clone().requires_grad_() for x in case.inputs]
+        wide = [x.double().requires_grad_() for x in case.inputs]
+        weight = torch.randn_like(exact[0])
+        both = {n: partial(gradients, call, leaves, weight) for n, call in calls.items() if n not in case.untrained}
+        exact = gradients(case.ours["torch"], wide, weight)
+        yield from compared(case, f"{case.op}, backward too", both, exact, case.trained, most, seconds, repeats)
+
+
+def results(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output alone."""
+    return [call(*inputs)]
+
+
+def gradients(call: Call, leaves: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    """Those of all inputs for a random gradient of the output."""
+    out = call(*leaves)
+    return list(torch.autograd.grad(out, leaves, weight.to(out.dtype), allow_unused=True))
+
+
+def compared(
+    case: Case,
+    op: str,
+    calls: dict[str, Callable[[], list[Tensor]]],
+    exact: list[Tensor],
+    work: tuple[float, float],
+    most: dict[str, float],
+    seconds: float,
+    repeats: int,
+) -> Iterator[dict[str, str]]:
+    """Rows of calls that compute the same, or are named as others."""
+    errors = {}
+    for name, call in list(calls.items()):
+        try:
+            errors[name] = error(call(), exact)
+        except Exception as failure:  # a peer's own limits must not cost the other rows
+            if name in case.ours:
+                raise
+            print(f"{op} on {case.shape}: {name} does not run: {str(failure).splitlines()[0]}", file=sys.stderr)
+            del calls[name]
+            continue
+        if name in case.ours and not errors[name] <= OTHER:
+            sys.exit(f"bench: {op} on {case.shape} by {name} is off by {errors[name]:.1e}; nothing is timed")
+    del exact
+    peaks = {name: peak(call) for name, call in calls.items()}
+    found = medians(calls, seconds, repeats)
+    bounds = {"matmul": work[0] / most["matmul"], "copy": work[1] / most["copy"]}
     bound = max(bounds, key=lambda name: bounds[name])
     first = found[next(iter(case.ours))]
     for name, ms in found.items():
         yield {
-            "op": case.op,
+            "op": op,
             "shape": case.shape,
             "dtype": str(torch.get_default_dtype()).removeprefix("torch."),
             "impl": name,
@@ -126,11 +174,21 @@ def rows_of(case: Case, most: dict[str, float], seconds: float, repeats: int) ->
             "ratio": f"{ms / first:.2f}",
             "peak_mib": f"{peaks[name]:.1f}",
             "error": f"{errors[name]:.1e}" if errors[name] <= OTHER else "other",
-            "share": f"{100e3 * bounds[bound] / ms:.0f} %" if bounds[bound] else "",
-            "of": bound if bounds[bound] else "",
+            "share": f"{100e3 * bounds[bound] / ms:.0f} %" if bounds[bound] and errors[name] <= OTHER else "",
+            "of": bound if bounds[bound] and errors[name] <= OTHER else "",
             "machine": machine(),
             "versions": versions(),
         }
+
+
+def error(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Largest difference, relative to the largest value of each tensor; infinite where shapes differ."""
+    worst = 0.0
+    for ours, right in zip(found, exact, strict=True):
+        if ours is None or ours.shape != right.shape:
+            return float("inf")
+        worst = max(worst, float((ours.double() - right).abs().max() / right.abs().max()))
+    return worst
 
 
 def machine() -> str:
@@ -193,6 +251,7 @@ def main() -> int:
             for row in rows_of(case, most, args.seconds, args.repeats):
                 print("  ".join(row[column] for column in COLUMNS[:10]), flush=True)
                 kept.append(row)
+            torch.compiler.reset()  # peers compile anew for each case
         stream = io.StringIO()
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_cases import Case
+from kernel_cases import Call, Case, by_impl, flex, on_gpu
 from zoo.kernels.block_sparse_attention import TokenRule, block_mass, block_sparse_attention
+from zoo.kernels.block_sparse_attention.plan import Choice, visits
 
 
 def compiled(dtype: torch.dtype, head_dim: int) -> None:
@@ -27,31 +28,38 @@ def compiled(dtype: torch.dtype, head_dim: int) -> None:
 
 
 def timed(quick: bool) -> Iterator[Case]:
-    """Own random masks for each head at two sparsities, forward and backward, float32."""
-    for n, sparsity in ((1024, 0.8),) if quick else ((4096, 0.8), (4096, 0.9), (16384, 0.8), (16384, 0.9)):
-        yield _case(n, sparsity, backward=False)
-    yield _case(1024 if quick else 4096, 0.8, backward=True)
+    """Own random masks for each head at two sparsities, beside our own dense attention; forward and backward."""
+    b, heads = (4, 16) if on_gpu() else (1, 8)
+    for n, sparsity in ((1024, 0.8),) if quick else ((4096, 0.0), (4096, 0.8), (4096, 0.9), (16384, 0.8), (16384, 0.9)):
+        yield _case(b, heads, n, sparsity)
 
 
-def _case(n: int, sparsity: float, *, backward: bool, heads: int = 8, d: int = 64, block: int = 64) -> Case:
-    g = torch.Generator().manual_seed(0)
-    q, k, v, weight = (torch.randn(1, heads, n, d, generator=g) for _ in range(4))
-    mask = torch.rand(1, heads, n // block, n // block, generator=g) >= sparsity
-
-    def result(attention: object, dtype: torch.dtype) -> Tensor:
-        if not backward:
-            return attention(q.to(dtype), k.to(dtype), v.to(dtype))
-        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (q, k, v)]
-        return torch.stack(torch.autograd.grad(attention(*leaves), leaves, weight.to(dtype)))
-
-    ours = lambda *a: block_sparse_attention(*a, block=block, mask=mask, impl="torch")
-    pairs = mask.sum().item() * block**2
+def _case(b: int, heads: int, n: int, sparsity: float, d: int = 64, block: int = 64) -> Case:
+    q, k, v = (torch.randn(b, heads, n, d) for _ in range(3))
+    mask = torch.rand(1, heads, n // block, n // block) >= sparsity if sparsity else None
+    pairs = b * (heads * n**2 if mask is None else int(mask.sum()) * block**2)
+    peers: dict[str, Call] = {"dense SDPA (all blocks)": F.scaled_dot_product_attention}
+    if mask is not None:
+        kept = mask[0]
+        peers["lists of blocks alone"] = lambda q, k, v: _lists(q, mask, n, block)
+        peers["flex_attention"] = flex(lambda b, h, i, j: kept[h, i // block, j // block], n, n, block, heads)
     return Case(
-        op="block_sparse_attention" + ", gradients" * backward,
-        shape=f"b=1 heads={heads} n={n} d={d} block={block} sparsity={sparsity}",
-        ours={"torch": lambda: result(ours, torch.float32)},
-        peers={"dense SDPA (all blocks)": lambda: result(F.scaled_dot_product_attention, torch.float32)},
-        exact=lambda: result(ours, torch.float64),
-        flops=(14.0 if backward else 4.0) * pairs * d,
-        bytes=4.0 * (7 if backward else 4) * q.numel(),
+        op="block_sparse_attention",
+        shape=f"b={b} heads={heads} n={n} d={d} block={block} sparsity={sparsity}",
+        inputs=(q, k, v),
+        ours=by_impl(lambda impl, q, k, v: block_sparse_attention(q, k, v, block=block, mask=mask, impl=impl)),
+        peers=peers,
+        flops=4.0 * pairs * d,
+        bytes=4.0 * q.nbytes,
+        trained=(14.0 * pairs * d, 11.0 * q.nbytes) if n == 4096 or on_gpu() else None,
+        untrained=frozenset(["lists of blocks alone"] + ["flex_attention"] * (not on_gpu())),
     )
+
+
+def _lists(q: Tensor, mask: Tensor, n: int, block: int) -> Tensor:
+    choice = Choice(mask, None, None, (block, block), 1.0)
+    if not on_gpu():
+        return visits(choice, n, n, q.device)[1]
+    from zoo.kernels.block_sparse_attention import triton_impl
+
+    return triton_impl._lists(choice, n, n, False, q.device)[1]

@@ -1,13 +1,13 @@
 """Wavelet transforms of images: one, many small ones, many large ones, against PyWavelets and a grouped convolution."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pywt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_cases import Case
+from kernel_cases import Case, by_impl, on_gpu
 from zoo.kernels.dwt import dwt, idwt
 
 SHAPES = (
@@ -37,33 +37,21 @@ def timed(quick: bool) -> Iterator[Case]:
 def cases(sizes: tuple[int, ...], wave: str, mode: str) -> Iterator[Case]:
     """One wavelet on images (b, c, h, w) of even sides."""
     x, shape = torch.randn(sizes), f"{sizes} {wave} {mode}"
-    there = lambda x, impl="torch": dwt(x, wave, mode=mode, impl=impl)
-    back = lambda y, impl="torch": idwt(y, wave, mode=mode, impl=impl)
-    bands = there(x)
+    there = lambda impl, x: dwt(x, wave, mode=mode, impl=impl)
+    back = lambda impl, bands: idwt(bands, wave, mode=mode, impl=impl)
+    bands = there("torch", x)
     # Two filters an axis: along the columns of all samples, then along the rows of the bands of these.
     flops = 4.0 * pywt.Wavelet(wave).dec_len * (x[..., 0].numel() * bands.shape[4] + bands.numel() / 2)
-    size = float(x.element_size() * (x.numel() + bands.numel()))
-    impls = ("triton", "torch") if x.is_cuda else ("torch",)
-    convolution = {"grouped conv2d": lambda x: by_convolution(x, wave)} if mode == "zero" else {}
-    others, inverse = dict(convolution), {}
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        others["pywt.dwt2"] = lambda x: by_pywt(x, wave, mode)
-        inverse["pywt.idwt2"] = lambda y: from_pywt(y, wave, mode)
-
-    def on(given: Tensor, calls: dict[str, Callable[[Tensor], Tensor]]) -> dict[str, Callable[[], Tensor]]:
-        return {name: lambda call=call: call(given) for name, call in calls.items()}
-
-    ours = on(x, {impl: lambda x, impl=impl: there(x, impl) for impl in impls})
-    yield Case("dwt", shape, ours, on(x, others), lambda: there(x.double()), flops, size)
-
-    ours = on(bands, {impl: lambda y, impl=impl: back(y, impl) for impl in impls})
-    yield Case("dwt, inverse", shape, ours, on(bands, inverse), lambda: back(bands.double()), flops, size)
-
-    grad, leaf, wide = torch.randn_like(bands), x.clone().requires_grad_(), x.double().requires_grad_()
-    ours = on(leaf, {impl: lambda x, impl=impl: gradient(lambda x: there(x, impl), x, grad) for impl in impls})
-    peers = on(leaf, {name: lambda x, call=call: gradient(call, x, grad) for name, call in convolution.items()})
-    exact = lambda: gradient(there, wide, grad.double())
-    yield Case("dwt, backward too", shape, ours, peers, exact, 2 * flops, 2 * size)
+    size = float(x.nbytes + bands.nbytes)
+    peers, inverse = {}, {}
+    if mode == "zero":
+        peers["grouped conv2d"] = lambda x: by_convolution(x, wave)
+    if not on_gpu() and x.dtype == torch.float32:
+        peers["pywt"] = lambda x: by_pywt(x, wave, mode)
+        inverse["pywt"] = lambda bands: from_pywt(bands, wave, mode)
+    trained = (2 * flops, 2 * size)
+    yield Case("dwt", shape, (x,), by_impl(there), peers, flops, size, trained, frozenset(["pywt"]))
+    yield Case("dwt, inverse", shape, (bands,), by_impl(back), inverse, flops, size)
 
 
 def by_convolution(x: Tensor, wave: str) -> Tensor:
@@ -84,8 +72,3 @@ def from_pywt(bands: Tensor, wave: str, mode: str) -> Tensor:
     """Images of even sizes."""
     approx, *details = bands.numpy().transpose(2, 0, 1, 3, 4)
     return torch.from_numpy(pywt.idwt2((approx, details), wave, mode))
-
-
-def gradient(call: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
-    """Forward and backward."""
-    return torch.autograd.grad(call(x), x, grad)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_cases import Case
+from kernel_cases import Case, by_impl, on_gpu
 from zoo.kernels.linear_attention import linear_attention
 
 
@@ -19,23 +19,26 @@ def compiled(dtype: torch.dtype, head_dim: int) -> None:
 
 
 def timed(quick: bool) -> Iterator[Case]:
-    """8 heads of 64; softmax attention stands beside it for its time, not for its result."""
-    heads, d = 8, 64
+    """Softmax attention stands beside it for its time, not for its result."""
+    b, heads, d = (4, 16, 64) if on_gpu() else (1, 8, 64)
     for n in (1024, 4096) if quick else (1024, 4096, 16384):
-        q, k, v = (torch.randn(1, n, heads, d).transpose(1, 2).requires_grad_() for _ in range(3))
-        ours = lambda impl, q=q, k=k, v=v: linear_attention(q, k, v, eps=1e-4, impl=impl)
-        plain = lambda q=q, k=k, v=v: unfused(q, k, v)
-        peers = {"unfused": plain, "dense SDPA": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)}
-        exact = lambda q=q, k=k, v=v: linear_attention(q.double(), k.double(), v.double(), eps=1e-4, impl="reference")
+        q, k, v = (torch.randn(b, n, heads, d).transpose(1, 2) for _ in range(3))
+        flops, size = 4.0 * b * heads * n * d * d, float(q.nbytes)
         yield Case(
-            "linear_attention",
-            f"b=1 heads={heads} n={n} d={d} elu1 mean",
-            {"torch": lambda ours=ours: ours("torch")},
-            peers,
-            exact,
-            flops=4.0 * heads * n * d * d,
-            bytes=4.0 * q.numel() * q.element_size(),
+            op="linear_attention",
+            shape=f"b={b} heads={heads} n={n} d={d} elu1 mean",
+            inputs=(q, k, v),
+            ours=by_impl(attention),
+            peers={"unfused": unfused, "dense SDPA": F.scaled_dot_product_attention},
+            flops=flops,
+            bytes=4 * size,
+            trained=(3 * flops, 11 * size) if n == 4096 else None,  # backward: reads four, writes three
         )
+
+
+def attention(impl: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As LinFusion has it."""
+    return linear_attention(q, k, v, eps=1e-4, impl=impl)
 
 
 def unfused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

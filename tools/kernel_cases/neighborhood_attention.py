@@ -1,12 +1,13 @@
 """Neighbourhood attention: what is compiled, and what is timed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_cases import Case
+from kernel_cases import Call, Case, by_impl, flex, installed, on_gpu
 from zoo.kernels.neighborhood_attention import neighborhood_attention
 
 
@@ -29,56 +30,92 @@ def compiled(dtype: torch.dtype, head_dim: int) -> None:
 
 def timed(quick: bool) -> Iterator[Case]:
     """Circles of CLEAR with and without text, and boxes on maps and frames."""
-    for grid, extras, options in _shapes(quick):
-        yield _case(grid, extras, options)
-
-
-def _shapes(quick: bool) -> Iterator[tuple[tuple[int, ...], int, dict]]:
     circle = {"shape": "circle", "edge": "truncate"}
-    yield (64, 64), 0, {"radius": 8, **circle}
+    yield _case((64, 64), 0, {"radius": 8, **circle})
     if not quick:
-        yield (64, 64), 512, {"radius": 16, **circle}
-        yield (64, 64), 0, {"kernel": 13}
-        yield (64, 64), 0, {"kernel": 7, "dilation": 4}
-        yield (16, 16, 16), 0, {"kernel": 5}
+        yield _case((64, 64), 512, {"radius": 16, **circle})
+        yield _case((80, 80) if on_gpu() else (64, 64), 0, {"kernel": 13})
+        yield _case((64, 64), 0, {"kernel": 7, "dilation": 4})
+        yield _case((16, 32, 32) if on_gpu() else (16, 16, 16), 0, {"kernel": 5})
 
 
 def _case(grid: tuple[int, ...], extras: int, options: dict) -> Case:
-    heads, d, n = 8, 64, torch.Size(grid).numel()
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, heads, d, generator=g).transpose(1, 2) for _ in range(3))
-    more = tuple(torch.randn(1, extras, heads, d, generator=g).transpose(1, 2) for _ in range(2))
+    b, heads, d, n = 4 if on_gpu() else 1, 8, 64, torch.Size(grid).numel()
+    q, k, v = (torch.randn(b, n, heads, d).transpose(1, 2) for _ in range(3))
+    more = tuple(torch.randn(b, extras, heads, d).transpose(1, 2) for _ in range(2 if extras else 0))
 
-    def ours(impl: str, *tensors: Tensor) -> Tensor:
-        queries, keys, values, *rest = tensors
-        extra_kv = tuple(rest) if extras else None
-        return neighborhood_attention(queries, keys, values, grid=grid, extra_kv=extra_kv, impl=impl, **options)
+    def ours(impl: str, q: Tensor, k: Tensor, v: Tensor, *extra: Tensor) -> Tensor:
+        return neighborhood_attention(q, k, v, grid=grid, extra_kv=extra or None, impl=impl, **options)
 
-    zero = torch.zeros(1, 1, n, 1)
-    seen = neighborhood_attention(zero, zero, zero, grid=grid, return_lse=True, **options)[1].exp().sum().item()
-    peers = {
-        # Sees every key: another result, but the time that attention takes without being local.
-        "dense SDPA, no mask": lambda: F.scaled_dot_product_attention(q, *_all(k, v, more)),
-    }
-    if "radius" in options:
-        mask = F.pad(_circle(grid, options["radius"]), (0, extras), value=True)
-        peers["dense SDPA"] = lambda: F.scaled_dot_product_attention(q, *_all(k, v, more), attn_mask=mask)
+    def dense(q: Tensor, k: Tensor, v: Tensor, *extra: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(q, *_all(k, v, extra), attn_mask=mask)
+
+    sees = _rule(grid, options)
+    flexible = flex(sees, n, n + extras)
+    places, keys = torch.arange(n)[:, None], torch.arange(n + extras)
+    zero = torch.zeros((), dtype=torch.int64)
+    mask = sees(zero, zero, places, keys)  # n m
+    pairs = b * heads * int(mask.sum())
     told = ", ".join(f"{name} {value}" for name, value in options.items() if name != "edge")
     return Case(
         op="neighborhood_attention",
-        shape=f"{'x'.join(map(str, grid))}, {told}, {extras} extra keys, {heads} heads x {d}",
-        ours={"torch": lambda: ours("torch", q, k, v, *more)},
-        peers=peers,
-        exact=lambda: ours("torch", *(t.double() for t in (q, k, v, *more))),
-        flops=4.0 * heads * d * (seen + n * extras),
-        bytes=4.0 * heads * d * (4 * n + 2 * extras),
+        shape=f"{'x'.join(map(str, grid))}, {told}, {extras} extra keys, b={b} heads={heads} d={d}",
+        inputs=(q, k, v, *more),
+        ours=by_impl(ours),
+        peers={
+            "dense SDPA, mask": partial(dense, mask=mask),
+            # Sees every key: another result, but the time that attention takes without being local.
+            "dense SDPA, no mask": dense,
+            "flex_attention": lambda q, k, v, *extra: flexible(q, *_all(k, v, extra)),
+            **_natten(grid, extras, options),
+        },
+        flops=4.0 * d * pairs,
+        bytes=4.0 * q.nbytes + sum(t.nbytes for t in more),
+        trained=(14.0 * d * pairs, 11.0 * q.nbytes) if not extras else None,
+        untrained=frozenset() if on_gpu() else frozenset(["flex_attention"]),
     )
 
 
 def _all(k: Tensor, v: Tensor, more: tuple[Tensor, ...]) -> list[Tensor]:
-    return [torch.cat(pair, 2) for pair in zip((k, v), more, strict=True)]
+    return [torch.cat(pair, 2) for pair in zip((k, v), more, strict=True)] if more else [k, v]
 
 
-def _circle(grid: tuple[int, ...], radius: int) -> Tensor:
-    y, x = (t.flatten() for t in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
-    return (y[:, None] - y).square() + (x[:, None] - x).square() < radius**2  # n n
+def _rule(grid: tuple[int, ...], options: dict) -> Callable[..., Tensor]:
+    """Which token sees which, as a mask_mod of flex_attention; keys beyond the grid are seen by all."""
+    n = torch.Size(grid).numel()
+    lines = [torch.arange(side).view(-1, *[1] * (len(grid) - 1 - axis)) for axis, side in enumerate(grid)]
+    places = [line.expand(grid).flatten() for line in lines]
+    if "kernel" in options:
+        kernel, apart = options["kernel"], options.get("dilation", 1)
+        firsts = []  # of the keys of each token: the border moves a window inwards, tokens of its own comb only
+        for place, side in zip(places, grid, strict=True):
+            step, comb = place // apart, place % apart
+            held = (side - 1 - comb) // apart + 1
+            firsts.append(((step - kernel // 2).clamp(min=0).minimum(held - kernel), comb))
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        inside = j.clamp(max=n - 1)
+        if "radius" in options:
+            near = sum((place[i] - place[inside]).square() for place in places) < options["radius"] ** 2
+        else:
+            near = j >= 0
+            for place, (first, comb) in zip(places, firsts, strict=True):
+                step = place[inside] // apart - first[i]
+                near = near & (place[inside] % apart == comb[i]) & (step >= 0) & (step < kernel)
+        return near | (j >= n)
+
+    return sees
+
+
+def _natten(grid: tuple[int, ...], extras: int, options: dict) -> dict[str, Call]:
+    natten = installed("natten")
+    if natten is None or extras or "kernel" not in options:
+        return {}
+    op = {2: natten.na2d, 3: natten.na3d}[len(grid)]
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        laid = [t.transpose(1, 2).unflatten(1, grid) for t in (q, k, v)]  # b t h w heads d
+        y = op(*laid, kernel_size=options["kernel"], dilation=options.get("dilation", 1))
+        return y.flatten(1, len(grid)).transpose(1, 2)
+
+    return {"natten": call}

@@ -1,12 +1,12 @@
 """Scans as vision models have them: two directions, and one from a state, both trained."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernel_cases import Case
+from kernel_cases import Call, Case, by_impl, installed, on_gpu
 from zoo.kernels.selective_scan import selective_scan
 
 
@@ -30,25 +30,23 @@ def compiled(dtype: torch.dtype, head_dim: int) -> None:
 
 
 def timed(quick: bool) -> Iterator[Case]:
-    """The size that scans are judged by, forward; and with the backward, shorter for the sake of the published form."""
-    for n, train in ((1024, False), (1024, True)) if quick else ((1024, False), (4096, False), (1024, True)):
-        e, s = 384, 16
-        floats = [torch.randn(1, e, n), torch.randn(1, e, n) - 3, -torch.arange(1.0, s + 1).repeat(e, 1)]
-        floats += [torch.randn(1, s, n), torch.randn(1, s, n), torch.randn(e), torch.randn(1, e, n), torch.zeros(e)]
-        floats = [x.requires_grad_(train) for x in floats]
-        calls = {"torch": _ours, "loop over b e n s buffers": published, "lean loop": lean}
-        calls = {name: _trained(call, floats) if train else _bound(call, floats) for name, call in calls.items()}
-        if train:
-            del calls["lean loop"]  # works in place
-        exact = [x.detach().double().requires_grad_(train) for x in floats]
+    """The size that scans are judged by; trained at a quarter of it, for the sake of the loops."""
+    b, e, s = 8 if on_gpu() else 1, 384, 16
+    for n in (1024,) if quick else (1024, 4096):
+        A, D, bias = -torch.arange(1.0, s + 1).repeat(e, 1).float(), torch.randn(e).float(), torch.zeros(e).float()
+        u, delta, z = (torch.randn(b, e, n) for _ in range(3))
+        B, C = (torch.randn(b, s, n) for _ in range(2))
+        flops, token = 6.0 * b * e * n * s, b * n * u.element_size()
         yield Case(
-            "selective_scan, backward too" if train else "selective_scan",
-            f"b=1 e={e} n={n} s={s}",
-            {"torch": calls.pop("torch")},
-            calls,
-            _trained(_ours, exact) if train else _bound(_ours, exact),
-            flops=(19.0 if train else 6.0) * e * n * s,
-            bytes=4.0 * n * ((7 if train else 4) * e + (4 if train else 2) * s),
+            op="selective_scan",
+            shape=f"b={b} e={e} n={n} s={s}",
+            inputs=(u, delta - 3, A, B, C, D, z, bias),
+            ours=by_impl(lambda impl, *inputs: selective_scan(*inputs, delta_softplus=True, impl=impl)),
+            peers={"loop over b e n s buffers": published, "lean loop": lean} | _mamba(),
+            flops=flops,
+            bytes=token * (4.0 * e + 2 * s),
+            trained=(3 * flops, token * (11.0 * e + 6 * s)) if n == 1024 else None,
+            untrained=frozenset(["lean loop"]),  # works in place
         )
 
 
@@ -56,6 +54,7 @@ def published(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
     """All decays and inputs (b, e, n, s) first, then a loop: what the published code runs without its own kernel."""
+    u, delta, B, C, z = (x.float() for x in (u, delta, B, C, z))
     dt = F.softplus(delta + delta_bias[:, None])
     decay = torch.exp(torch.einsum("ben,es->bens", dt, A))
     drive = torch.einsum("ben,bsn,ben->bens", dt, B, u)
@@ -68,6 +67,7 @@ def published(
 
 def lean(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor) -> Tensor:
     """A loop that updates one state in place and has no buffers of four axes."""
+    u, delta, B, C, z = (x.float() for x in (u, delta, B, C, z))
     dt = F.softplus(delta + delta_bias[:, None]).permute(2, 0, 1).contiguous()  # n b e
     drive = dt * u.permute(2, 0, 1)
     B, C = (x.permute(2, 0, 1).contiguous() for x in (B, C))  # n b s
@@ -80,19 +80,7 @@ def lean(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z
     return (y.permute(1, 2, 0) + u * D[:, None]) * F.silu(z)
 
 
-def _ours(*floats: Tensor) -> Tensor:
-    return selective_scan(*floats, delta_softplus=True)
-
-
-def _bound(call: Callable[..., Tensor], floats: list[Tensor]) -> Callable[[], Tensor]:
-    return lambda: call(*floats)
-
-
-def _trained(call: Callable[..., Tensor], floats: list[Tensor]) -> Callable[[], Tensor]:
-    """All gradients in one row, each relative to its own size in float32 or float64."""
-
-    def run() -> Tensor:
-        grads = torch.autograd.grad(call(*floats).square().sum(), floats)
-        return torch.cat([g.flatten() / g.abs().max() for g in grads])
-
-    return run
+def _mamba() -> dict[str, Call]:
+    interface = installed("mamba_ssm.ops.selective_scan_interface")
+    scan = interface and interface.selective_scan_fn
+    return {"mamba-ssm": lambda *inputs: scan(*inputs, delta_softplus=True)} if scan else {}
