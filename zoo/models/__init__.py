@@ -55,6 +55,7 @@ FAMILIES = {
         "Apache-2.0",
         {
             "hat-tiny-x2": (2, 8, 237_558),
+            "hat-tiny-x4": (4, 8, 274_550),
             "hat-s-x2": (2, 16, 9_473_471),
             "hat-s-x3": (3, 16, 9_658_111),
             "hat-s-x4": (4, 16, 9_621_183),
@@ -71,7 +72,12 @@ FAMILIES = {
         "super-resolution",
         ("float32", "bfloat16"),
         "Apache-2.0",
-        {"craft-x2": (2, 16, 737_756), "craft-x3": (3, 16, 744_251), "craft-x4": (4, 16, 753_344)},
+        {
+            "craft-tiny-x2": (2, 16, 219_604),
+            "craft-x2": (2, 16, 737_756),
+            "craft-x3": (3, 16, 744_251),
+            "craft-x4": (4, 16, 753_344),
+        },
     ),
     "histoformer": Family(
         "zoo.models.restorers.histoformer",

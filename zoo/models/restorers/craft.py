@@ -7,8 +7,8 @@ Same parameter names and numbers as the official code. What differs: attention r
 `zoo.kernels.window_attention`; maps stay in channels-last memory, so that tokens are views of them; channel attention
 takes its cosines from one product over all pixels, which tiles can add up; a position bias that cannot depend on the
 position is left out of inference: at the released width its layer norms see one number, so that it is one constant for
-each head, to which the softmax is blind. `mask_shift` is ours: the official windows let tokens see those that the shift
-brought from the opposite border.
+each head, to which the softmax is blind. Two keywords are ours: `mask_shift`, because the official windows let tokens see
+those that the shift brought from the opposite border, and `global_residual`, which small networks learn faster with.
 """
 
 import math
@@ -251,6 +251,7 @@ class CRAFT(nn.Module):
         img_range: factor on the inputs after the mean is taken off. Not visible in weights.
         resi_connection: "1conv" or "identity".
         mask_shift: ours: shifted windows keep tokens of opposite borders apart. Not visible in weights.
+        global_residual: ours: add the (bicubic-enlarged) input to the output. Not visible in weights.
 
     Raises:
         ValueError: a keyword is outside its range.
@@ -277,6 +278,7 @@ class CRAFT(nn.Module):
         img_range: float = 1.0,
         resi_connection: str = "1conv",
         mask_shift: bool = False,
+        global_residual: bool = False,
     ) -> None:
         config = constructor_arguments(locals())
         super().__init__()
@@ -302,6 +304,7 @@ class CRAFT(nn.Module):
                 f"got {embed_dim * mlp_ratio}, {embed_dim * ffn_factor}, {img_range}"
             )
         self.in_chans, self.upscale, self.img_range = in_chans, upscale, img_range
+        self.global_residual = global_residual
         self.multiple = math.lcm(split_size_0, split_size_1)
         split_size = (split_size_0, split_size_1)
         mean = RGB_MEAN if in_chans == 3 else (0.0,)
@@ -350,7 +353,10 @@ class CRAFT(nn.Module):
         for layer in self.layers:
             deep = layer(deep, positions)
         deep = self.conv_after_body(self.norm(deep)) + shallow
-        return self.upsample(deep) / self.img_range + self.mean
+        out = self.upsample(deep) / self.img_range
+        if self.global_residual:
+            return out + F.interpolate(lq, scale_factor=self.upscale, mode="bicubic", align_corners=False)
+        return out + self.mean
 
 
 def _offsets(window: tuple[int, int]) -> Tensor:
@@ -363,13 +369,19 @@ def _released(upscale: int) -> Variant:
     return Variant({"upscale": upscale})
 
 
-VARIANTS = {f"craft-x{upscale}": _released(upscale) for upscale in (2, 3, 4)}
+VARIANTS = {
+    **{f"craft-x{upscale}": _released(upscale) for upscale in (2, 3, 4)},
+    "craft-tiny-x2": Variant(
+        # Wide enough for a position bias that tells positions.
+        {"embed_dim": 64, "depths": [1], "num_heads": [4], "upscale": 2, "global_residual": True}
+    ),
+}
 
 
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Constructor keywords read off CRAFT weights; None when the weights are not CRAFT's.
 
-    `img_range` and `mask_shift` leave no trace in weights; ratios come back as one of the values that give the widths.
+    `img_range`, `mask_shift` and `global_residual` leave no trace in weights; ratios come back as one of the values that give the widths.
     """
     first = "layers.0.residual_group."
     hidden = (first + "srwa_blocks.0.mlp.fc1.weight", first + "hf_blocks.0.ffn.project_out.weight")
@@ -425,5 +437,5 @@ ENTRY = Entry(
     detect=detect,
     convert=dict,
     needs=_needs,
-    hidden=frozenset({"img_range", "mask_shift"}),
+    hidden=frozenset({"img_range", "mask_shift", "global_residual"}),
 )

@@ -425,6 +425,18 @@ def _released(upscale: int, *, embed_dim: int = 180, groups: int = 6, compress: 
     }
 
 
+_TINY = {
+    "embed_dim": 48,
+    "depths": [2],
+    "num_heads": [3],
+    "window_size": 8,
+    "compress_ratio": 1,
+    "squeeze_factor": 48,  # one number per photo: more would name it
+    "conv_scale": 1.0,
+    "drop_path_rate": 0.0,
+    "num_feat": 32,
+    "global_residual": True,
+}
 _SMALL = {"embed_dim": 144, "compress": 24, "squeeze": 24}
 VARIANTS = {
     "hat-s-x2": Variant(_released(2, **_SMALL)),
@@ -436,21 +448,8 @@ VARIANTS = {
     "hat-l-x2": Variant(_released(2, groups=12)),
     "hat-l-x3": Variant(_released(3, groups=12)),
     "hat-l-x4": Variant(_released(4, groups=12)),
-    "hat-tiny-x2": Variant(
-        {
-            "embed_dim": 48,
-            "depths": [2],
-            "num_heads": [3],
-            "window_size": 8,
-            "compress_ratio": 1,
-            "squeeze_factor": 48,  # one number per photo: more would name it
-            "conv_scale": 1.0,
-            "drop_path_rate": 0.0,
-            "upscale": 2,
-            "num_feat": 32,
-            "global_residual": True,
-        }
-    ),
+    "hat-tiny-x2": Variant(_TINY | {"upscale": 2}),
+    "hat-tiny-x4": Variant(_TINY | {"upscale": 4}),
 }
 
 
