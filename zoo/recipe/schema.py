@@ -88,7 +88,8 @@ FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the use
         }
     ),
     ("model", "init_args", "objectives"): Field(
-        dict.fromkeys(("L1", "MSE", "Charbonnier", "FFT", "Wavelet"), "zoo.tasks.objectives"), many=True
+        dict.fromkeys(("L1", "MSE", "Charbonnier", "FFT", "Wavelet", "Pearson", "Perceptual"), "zoo.tasks.objectives"),
+        many=True,
     ),
     ("model", "init_args", "optimizer"): Field(library="torch.optim", table="zoo.tasks.optimizers.OPTIMIZERS", skip=1),
     ("model", "init_args", "schedule"): Field(
