@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _USES = {  # task -> what its run is for
     "RestorationTask": "zoo restore IN OUT --model {}",
+    "AdversarialTask": "zoo restore IN OUT --model {}",
     "DiffusionTask": "zoo sample --prompt TEXT --pipeline {}",
     "FeatureTask": "zoo evaluate --pipeline shapes-sd --features {}",
 }

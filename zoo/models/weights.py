@@ -92,6 +92,8 @@ def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
     tensors = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}
     if not tensors:
         raise UserError(f"weights: {name} holds no tensors; give a state dict or a file that carries one")
+    if any(key.startswith("network.") for key in tensors):  # a checkpoint of ours
+        tensors = {key: value for key, value in tensors.items() if not key.startswith("discriminator.")}
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}

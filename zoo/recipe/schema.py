@@ -78,10 +78,13 @@ def _strategies() -> list[str]:
 
 
 _DEGRADATIONS = Field(dict.fromkeys(("Bicubic", "Jpeg", "Noise"), "zoo.data.degradations"), many=True)
+_OPTIMIZER = Field(library="torch.optim", table="zoo.tasks.optimizers.OPTIMIZERS", skip=1)
+_SCHEDULE = Field(library="torch.optim.lr_scheduler", table="zoo.tasks.optimizers.SCHEDULES", skip=1)
 FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the user chooses
     ("model",): Field(
         {
             "RestorationTask": "zoo.tasks.restoration",
+            "AdversarialTask": "zoo.tasks.adversarial",
             "AutoencoderTask": "zoo.tasks.autoencoder",
             "DiffusionTask": "zoo.tasks.diffusion",
             "FeatureTask": "zoo.tasks.features",
@@ -91,10 +94,10 @@ FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the use
         dict.fromkeys(("L1", "MSE", "Charbonnier", "FFT", "Wavelet", "Pearson", "Perceptual"), "zoo.tasks.objectives"),
         many=True,
     ),
-    ("model", "init_args", "optimizer"): Field(library="torch.optim", table="zoo.tasks.optimizers.OPTIMIZERS", skip=1),
-    ("model", "init_args", "schedule"): Field(
-        library="torch.optim.lr_scheduler", table="zoo.tasks.optimizers.SCHEDULES", skip=1
-    ),
+    ("model", "init_args", "optimizer"): _OPTIMIZER,
+    ("model", "init_args", "schedule"): _SCHEDULE,
+    ("model", "init_args", "discriminator_optimizer"): _OPTIMIZER,
+    ("model", "init_args", "discriminator_schedule"): _SCHEDULE,
     ("data",): Field({"RestorationData": "zoo.data.restoration", "GenerationData": "zoo.data.generation"}),
     ("data", "init_args", "degradation"): _DEGRADATIONS,
     ("data", "init_args", "validation", "*", "degradation"): _DEGRADATIONS,

@@ -14,7 +14,8 @@ from zoo.errors import UserError
 class EMA(Callback):
     """Averages the trainable parameters after every optimisation step: average += (1 - decay) (weight - average).
 
-    Buffers are never averaged, since index tables and counters are no quantities to mix; the network keeps its own.
+    Buffers are never averaged, since index tables and counters are no quantities to mix; the network keeps its own. Nor
+    is the `discriminator` of an adversarial training, which nobody uses afterwards.
     While validation runs the averaged weights are live. The network's own weights come back also when validation
     breaks off, and a checkpoint always holds those; the averages are stored in it beside them.
 
@@ -145,7 +146,8 @@ def averaged(module: LightningModule) -> Iterator[None]:
 
 
 def _trainable(module: LightningModule) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    named = module.named_parameters()
+    return {name: p for name, p in named if p.requires_grad and not name.startswith("discriminator.")}
 
 
 def _wide(weight: Tensor) -> torch.dtype:

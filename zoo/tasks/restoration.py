@@ -89,7 +89,7 @@ class RestorationTask(LightningModule):
             str, list[tuple[float, float]]
         ] = {}  # set -> PSNR of the network and of its input, per image
         self._baseline: dict[tuple[str, str], float] = {}
-        self.configure_optimizers()  # mistakes in the two mappings show before data is read
+        RestorationTask.configure_optimizers(self)  # mistakes in the two mappings show before data is read
 
     def agree(self, data: object) -> None:
         """Compare the network with data whose pictures it shall restore.
@@ -120,19 +120,23 @@ class RestorationTask(LightningModule):
         """Restore images (b, c, h, w) in [0, 1] whose sides suit the network; not clamped."""
         return self.network(lq)
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor | None:
         """The loss of one batch of crops {"lq": (b, c, h, w), "gt": (b, c, h * upscale, w * upscale)}."""
+        loss, _ = self.compare(batch, batch_idx)
+        self.log("train/loss", loss.detach())
+        return loss
+
+    def compare(self, batch: Mapping[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Restore one batch of crops: the weighted sum of the objectives, and the restored images."""
         # What the network draws depends on the step alone, so that neither a restart nor a validation changes it.
         torch.manual_seed(seed_of(self.seed, "network", self.global_step, batch_idx, self.global_rank))
         restored = self.network(batch["lq"])
         parts = [objective(restored, batch["gt"]) for objective in self.objectives]
-        loss = torch.stack([o.weight * part for o, part in zip(self.objectives, parts, strict=True)]).sum()
-        self.log("train/loss", loss.detach())
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         if len(parts) > 1:
             for name, part in zip(_names(self.objectives), parts, strict=True):
                 self.log(f"train/{name}", part.detach())
-        return loss
+        return torch.stack([o.weight * part for o, part in zip(self.objectives, parts, strict=True)]).sum(), restored
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of the validation before."""

@@ -7,8 +7,8 @@ Same parameter names and numbers as the official code. What differs: attention r
 `zoo.kernels.window_attention`; maps stay in channels-last memory, so that tokens are views of them; channel attention
 takes its cosines from one product over all pixels, which tiles can add up; a position bias that cannot depend on the
 position is left out of inference: at the released width its layer norms see one number, so that it is one constant for
-each head, to which the softmax is blind. Two keywords are ours: `mask_shift`, because the official windows let tokens see
-those that the shift brought from the opposite border, and `global_residual`, which small networks learn faster with.
+each head, to which the softmax is blind. Two keywords are ours: `mask_shift`, because the official windows let tokens
+see those that the shift brought from the opposite border, and `global_residual`, which helps small networks.
 """
 
 import math
@@ -381,7 +381,8 @@ VARIANTS = {
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Constructor keywords read off CRAFT weights; None when the weights are not CRAFT's.
 
-    `img_range`, `mask_shift` and `global_residual` leave no trace in weights; ratios come back as one of the values that give the widths.
+    `img_range`, `mask_shift` and `global_residual` leave no trace in weights; ratios come back as one of the values
+    that give the widths.
     """
     first = "layers.0.residual_group."
     hidden = (first + "srwa_blocks.0.mlp.fc1.weight", first + "hf_blocks.0.ffn.project_out.weight")
