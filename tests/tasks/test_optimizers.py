@@ -61,6 +61,14 @@ def test_warmup_cosine_rises_falls_and_stays_on_its_floor():
     assert values[12:] == pytest.approx([0.2] * 4)
 
 
+def test_the_full_rate_can_be_held_before_the_cosine():
+    spec = {"class_path": "WarmupCosine", "init_args": {"warmup": 0, "hold": 5, "total": 9, "floor": 0.5}}
+    values = rates(build_schedule(spec, adam(2.0)), 11)
+    assert values[:6] == [2.0] * 6
+    assert values[7] == pytest.approx(1.5), "half way down"
+    assert values[9:] == [1.0] * 2
+
+
 def test_a_schedule_goes_through_a_checkpoint(tmp_path):
     for spec in (
         {"class_path": "WarmupCosine", "init_args": {"warmup": 2, "total": 9}},
@@ -101,7 +109,7 @@ def test_a_wrong_schedule_is_one_sentence():
         build_schedule({"class_path": "MultiStepLR", "init_args": {"milestone": [1]}}, adam())
     with pytest.raises(UserError, match="'ReduceLROnPlateau' is unknown or needs more than plain data"):
         build_schedule({"class_path": "ReduceLROnPlateau"}, adam())
-    with pytest.raises(UserError, match="needs 0 <= warmup < total"):
+    with pytest.raises(UserError, match=r"warmup \+ hold < total"):
         WarmupCosine(adam(), warmup=9, total=9)
     with pytest.raises(UserError, match=r"^schedule WarmupCosine: needs 0"):
         build_schedule({"class_path": "WarmupCosine", "init_args": {"warmup": 9, "total": 9}}, adam())

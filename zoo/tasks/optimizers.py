@@ -16,26 +16,28 @@ from zoo.errors import UserError, nearest
 
 
 class WarmupCosine(LambdaLR):
-    """Linear rise to the optimiser's learning rate, then half a cosine down to a share of it.
+    """Linear rise to the optimiser's learning rate, a while at it, then half a cosine down to a share of it.
 
     Args:
         optimizer: the optimiser.
         warmup: steps of the rise; the first step already has 1 / warmup of the rate.
         total: optimisation steps of the whole training, written in the recipe.
         floor: final rate as a share of the optimiser's, in [0, 1].
+        hold: steps at the full rate, after those of the rise.
     """
 
-    def __init__(self, optimizer: optim.Optimizer, warmup: int, total: int, floor: float = 0.0) -> None:
-        if not 0 <= warmup < total or not 0 <= floor <= 1:
+    def __init__(self, optimizer: optim.Optimizer, warmup: int, total: int, floor: float = 0.0, hold: int = 0) -> None:
+        start = warmup + hold
+        if warmup < 0 or hold < 0 or start >= total or not 0 <= floor <= 1:
             raise UserError(
-                f"schedule WarmupCosine: needs 0 <= warmup < total and 0 <= floor <= 1, "
-                f"got warmup={warmup}, total={total}, floor={floor}"
+                f"schedule WarmupCosine: needs 0 <= warmup, 0 <= hold, warmup + hold < total, 0 <= floor <= 1, "
+                f"got warmup={warmup}, hold={hold}, total={total}, floor={floor}"
             )
 
         def share(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / (total - warmup))
+            done = min(1.0, max(0, step - start) / (total - start))
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
         super().__init__(optimizer, share)

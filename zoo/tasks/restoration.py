@@ -154,7 +154,7 @@ class RestorationTask(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean of every set over its images, of which each rank sees all."""
         metric = "psnr_y" if self.protocol.y_channel else "psnr"
-        plain = f"{metric}_bicubic" if self.network.upscale != 1 else f"{metric}_input"
+        plain = f"{metric}_bicubic" if models.needs(self.network).upscale != 1 else f"{metric}_input"
         means = []
         for group, pairs in sorted(self._scores.items()):
             reached, before = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
