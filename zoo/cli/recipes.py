@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--data", choices=SHEETS, metavar="NAME", help=f"a sheet of samples: {', '.join(SHEETS)} (all of a recipe)"
         )
         parser.add_argument("--num", type=int, metavar="N", help="samples on the sheet (8; of shapes 24)")
-        parser.add_argument("--size", type=int, metavar="N", help="side of the samples in pixels (128; of shapes 64)")
+        parser.add_argument("--size", type=int, metavar="N", help="side of the samples in pixels (192; of shapes 64)")
         parser.set_defaults(out="outputs")
         add(parser, "seed", "out", "force")
 
@@ -98,7 +98,7 @@ def _show_shapes(args: argparse.Namespace) -> int:
 
 def _show_degradation(args: argparse.Namespace) -> int:
     """A contact sheet of clean and degraded crops, by a recipe's settings or by the defaults of one step."""
-    num, size = _counts(args, 8, 128)
+    num, size = _counts(args, 8, 192)
     from zoo import media
     from zoo.data.restoration import RestorationData
     from zoo.data.sheets import default_data, sheet

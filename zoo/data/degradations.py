@@ -1,8 +1,8 @@
 """What makes a good image bad: one small dataclass per step, given as data in recipes.
 
 A step maps lq to a worse lq. In training its random choices come from a generator that belongs to the sample; for
-evaluation `fixed` gives the same result every time, that of the published protocol where there is one. Photos of the real
-world and weather have files of their own, `realworld.py` and `weather.py`.
+evaluation `fixed` gives the same result every time, that of the published protocol where there is one. The steps for
+photos of the real world and for weather stand in `realworld.py` and `weather.py`.
 """
 
 from abc import ABC, abstractmethod

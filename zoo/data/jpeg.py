@@ -63,14 +63,14 @@ def diffjpeg(x: Tensor, quality: Tensor | float) -> Tensor:
     Raises:
         ValueError: wrong shapes.
 
-    Source: basicsr/utils/diffjpeg.py (there the quality tensor is overwritten).
+    Source: basicsr/utils/diffjpeg.py (there the quality tensor is overwritten, and 100 gives no numbers).
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"diffjpeg: x must be (b, 3, h, w) or (b, 1, h, w), got {tuple(x.shape)}")
     if x.shape[1] == 1:
         return diffjpeg(x.expand(-1, 3, -1, -1), quality)[:, :1]
     quality = torch.as_tensor(quality, dtype=x.dtype, device=x.device).expand(x.shape[0])
-    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1, 1)
+    factor = torch.where(quality < 50, 50 / quality, (2 - quality / 50).clamp(min=1e-3)).view(-1, 1, 1, 1, 1)  # not 0
     h, w = x.shape[-2:]
     padded = F.pad(x, (0, -w % 16, 0, -h % 16)) * 255
     luma, *chroma = _ycc(padded)

@@ -1,11 +1,11 @@
 """Contact sheets of training samples: clean and degraded side by side, with what was drawn for each."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 
 from zoo import media
-from zoo.data.crops import Crops
 from zoo.data.degradations import Bicubic, Degradation, Jpeg, Noise
 from zoo.data.images import to_array
 from zoo.data.realworld import RealWorld
@@ -36,7 +36,7 @@ def default_data(name: str, seed: int = 0) -> RestorationData:
     return RestorationData("demo", upscale=upscale, degradation=[step], seed=seed)
 
 
-def sheet(data: RestorationData, name: str, num: int = 8, size: int = 128) -> tuple[np.ndarray, list[str]]:
+def sheet(data: RestorationData, name: str, num: int = 8, size: int = 192) -> tuple[np.ndarray, list[str]]:
     """Samples as training would make them, each beside its target; the same picture for the same data and seed.
 
     Args:
@@ -58,10 +58,11 @@ def sheet(data: RestorationData, name: str, num: int = 8, size: int = 128) -> tu
     images, labels = [], []
     for draw in StepSampler(len(crops), [stage], data.seed).batch(0):
         sample, facts = crops.told(draw)
-        images += [to_array(sample["gt"]), to_array(sample["lq"])]
+        lq = to_array(sample["lq"]).repeat(data.upscale, 0).repeat(data.upscale, 1)  # as large as its target
+        images += [to_array(sample["gt"]), lq]
         labels += ["clean", ", ".join(facts) or "unchanged"]
-    title = f"{name}, seed {data.seed}: " + (", ".join(map(str, steps)) or "no steps")
-    return media.grid(images, labels, columns=min(4, 2 * num), title=title), labels[1::2]
+    told = shorten(", ".join(map(str, steps)) or "no steps", 200, placeholder=" ...")
+    return media.grid(images, labels, columns=min(4, 2 * num), title=f"{name}, seed {data.seed}: {told}"), labels[1::2]
 
 
 def _step(data: RestorationData, name: str) -> Degradation:

@@ -212,7 +212,7 @@ class _Fall(Painting):
 
     def __init__(self, veil: Range, lq: Tensor, wanted: float, generator: torch.Generator) -> None:
         super().__init__(lq, generator)
-        c, h, w = lq.shape
+        h, w = lq.shape[-2:]
         own = lq.mean((1, 2))
         light = self.draw(1, 0.1, 0.3) if own.mean() > _BRIGHT else self.draw(1, 0.85, 1.0)
         self.light = (0.85 * light + 0.15 * own)[:, None, None]
