@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -242,3 +244,18 @@ def test_colours_are_permuted_alike_in_both_halves(folder):
 def test_impossible_augmentation_is_refused(folder, options, said):
     with pytest.raises(UserError, match=said):
         Crops(str(folder), 2, **options)
+
+
+def test_denoising_and_jpeg_are_tested_by_their_published_protocols(folder):
+    """Gray JPEG: rounded luma of a colour source, through the encoder as gray. Noise: unclipped, by numpy's seed 0."""
+    pixels = np.array(Image.open(folder / "1.png"))
+    luma = (pixels @ np.array([65.481, 128.553, 24.966]) / 255 + 16).round().astype(np.uint8)
+    coded = WholeImages("gray", ValidationSet(str(folder), [Jpeg(10)]), 1, channels=1)[1]
+    buffer = io.BytesIO()
+    Image.fromarray(luma).save(buffer, "JPEG", quality=10)
+    assert np.array_equal(levels(coded["lq"])[0, 0].numpy(), np.array(Image.open(buffer)))
+    assert np.array_equal(levels(coded["gt"])[0, 0].numpy(), luma)
+    noise = np.random.RandomState(0).normal(0, 50 / 255, pixels.shape)
+    noisy = WholeImages("noise", ValidationSet(str(folder), [Noise(50)]), 1)[1]["lq"][0]
+    expected = (pixels[..., ::-1] / 255 + noise)[..., ::-1].transpose(2, 0, 1)
+    np.testing.assert_allclose(noisy.numpy(), expected, atol=1e-6)
