@@ -83,3 +83,41 @@ def test_a_sheet_of_shapes_world_is_shown_with_its_captions(tmp_path, capsys):
     assert main(["show", "--data", "shapes", "--num", "8", "--out", str(tmp_path)]) == 2, "never overwritten"
     assert main(["show"]) == 2
     assert "name a recipe" in capsys.readouterr().err
+
+
+def test_a_sheet_of_a_degradation_is_shown_with_and_without_a_recipe(tmp_path, capsys):
+    assert main(["show", "--data", "rain", "--num", "2", "--size", "64", "--out", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["file"].endswith("rain.png")
+    assert [caption.split()[0] for caption in said["captions"]] == ["rain", "rain"]
+    first = Image.open(said["file"]).tobytes()
+    command = ["show", "--data", "rain", "--num", "2", "--size", "64", "--out", str(tmp_path), "--force", "--quiet"]
+    assert main([*command, "--seed", "0"]) == 0
+    assert Image.open(said["file"]).tobytes() == first, "the same picture for the same seed"
+    assert main([*command, "--seed", "1"]) == 0
+    assert Image.open(said["file"]).tobytes() != first
+    capsys.readouterr()
+    settings = ["data.init_args.source=demo", "--num", "2", "--size", "64", "--out", str(tmp_path), "--json"]
+    assert main(["show", "hat-tiny-x2", "data.init_args.degradation.0.init_args.quality=33", "--data", "jpeg", "--seed",
+                 "3", "data.init_args.degradation.0.init_args.probability=1", *settings]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["captions"] == ["bicubic 1/2, jpeg 33"] * 2
+    assert main(["show", "hat-tiny-x2", "--data", "train", *settings]) == 0
+    assert len(json.loads(capsys.readouterr().out)["captions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "train"], "--data train shows the data of a recipe"),
+        (["hat-tiny-x2", "--data", "rain"], "these data have no step 'rain'; name train, or one of theirs: jpeg"),
+        (["shapes-vae", "--data", "train"], "shapes-vae trains no restorer"),
+        (["--data", "rain", "--num", "1000"], "--num must be 1 to 400"),
+        (["--data", "rian"], "invalid choice: 'rian'"),
+    ],
+)
+def test_a_sheet_that_cannot_be_is_one_sentence(words, said, tmp_path, capsys):
+    assert main(["show", *words, "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -17,11 +19,8 @@ from zoo.errors import UserError
 class Keep(Degradation):
     """Stands where a blur may stand; changes nothing."""
 
-    def __call__(self, lq, generator):
-        return lq
-
-    def fixed(self, lq):
-        return lq
+    def told(self, lq, generator):
+        return lq, ["kept"]
 
 
 @pytest.fixture
@@ -37,6 +36,31 @@ def folder(tmp_path):
 
 def levels(x):
     return (x * 255).round().int()
+
+
+class Numbered(Degradation):
+    """Wants three pixels more than the crop, and tells which it saw."""
+
+    context = 3
+
+    def told(self, lq, generator):
+        return lq, [str(tuple(lq.shape))]
+
+
+def test_context_is_degraded_too_and_cut_off_anywhere(folder):
+    crops = Crops(str(folder), 2, [Numbered()], hflip=False, vflip=False, transpose=False)
+    samples, facts = zip(*(crops.told(Draw(number, 0, 8)) for number in range(150)), strict=True)
+    assert set(map(tuple, facts)) == {("bicubic 1/2", "(3, 11, 11)")}
+    whole = to_tensor(imresize(np.array(Image.open(folder / "0.png")), 1 / 2))
+    places = set()
+    for sample in samples:
+        top, left = (int(levels(sample["gt"])[c].min()) // 8 for c in (0, 1))
+        assert sample["gt"].shape == (3, 16, 16)
+        torch.testing.assert_close(sample["lq"], whole[:, top : top + 8, left : left + 8])
+        places.add((top, left))
+    assert {0, 12} <= {top for top, _ in places}
+    assert crops.smaller_than(12) == 0
+    assert crops.smaller_than(13) == 1, "30 pixels of gt for (13 + 3) * 2"
 
 
 def test_a_sample_is_a_function_of_seed_and_number(folder):
@@ -147,16 +171,16 @@ def test_a_file_damaged_later_is_replaced_in_training_and_left_out_of_validation
 
 
 def test_contradictions_are_one_sentence(folder, tmp_path):
-    with pytest.raises(UserError, match="one Bicubic with upscale 2 is possible"):
+    with pytest.raises(UserError, match="one Bicubic or RealWorld with upscale 2 is possible"):
         Crops(str(folder), 2, [Bicubic(4)])
-    with pytest.raises(UserError, match="one Bicubic with upscale 2 is possible"):
+    with pytest.raises(UserError, match="one Bicubic or RealWorld with upscale 2 is possible"):
         Crops(str(folder), 2, [Bicubic(2), Bicubic(2)])
     with pytest.raises(UserError, match="one number with probability 1 for validation"):
         WholeImages("x", ValidationSet(str(folder), [Jpeg((60, 95))]), 2)
     for half, side in (("gt", 32), ("lq", 16)):
         (tmp_path / "set" / half).mkdir(parents=True)
         Image.new("RGB", (side, side)).save(tmp_path / "set" / half / "a.png")
-    with pytest.raises(UserError, match="brings its own lq files; remove Bicubic"):
+    with pytest.raises(UserError, match="brings its own lq files; remove what shrinks"):
         Crops(str(tmp_path / "set"), 2, [Bicubic(2)])
 
 
@@ -220,3 +244,18 @@ def test_colours_are_permuted_alike_in_both_halves(folder):
 def test_impossible_augmentation_is_refused(folder, options, said):
     with pytest.raises(UserError, match=said):
         Crops(str(folder), 2, **options)
+
+
+def test_denoising_and_jpeg_are_tested_by_their_published_protocols(folder):
+    """Gray JPEG: rounded luma of a colour source, through the encoder as gray. Noise: unclipped, by numpy's seed 0."""
+    pixels = np.array(Image.open(folder / "1.png"))
+    luma = (pixels @ np.array([65.481, 128.553, 24.966]) / 255 + 16).round().astype(np.uint8)
+    coded = WholeImages("gray", ValidationSet(str(folder), [Jpeg(10)]), 1, channels=1)[1]
+    buffer = io.BytesIO()
+    Image.fromarray(luma).save(buffer, "JPEG", quality=10)
+    assert np.array_equal(levels(coded["lq"])[0, 0].numpy(), np.array(Image.open(buffer)))
+    assert np.array_equal(levels(coded["gt"])[0, 0].numpy(), luma)
+    noise = np.random.RandomState(0).normal(0, 50 / 255, pixels.shape)
+    noisy = WholeImages("noise", ValidationSet(str(folder), [Noise(50)]), 1)[1]["lq"][0]
+    expected = (pixels[..., ::-1] / 255 + noise)[..., ::-1].transpose(2, 0, 1)
+    np.testing.assert_allclose(noisy.numpy(), expected, atol=1e-6)

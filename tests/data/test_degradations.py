@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoo.data.degradations import Bicubic, Jpeg, Noise, add_noise, augment, imresize
-from zoo.data.jpeg import jpeg
+from zoo.data.degradations import Bicubic, Degradation, Jpeg, Noise, add_noise, augment, imresize
+from zoo.data.jpeg import diffjpeg, jpeg
 from zoo.errors import UserError
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "sr_protocol.safetensors")
@@ -63,6 +63,36 @@ def test_probability_is_a_share_of_the_samples():
     hit = sum(not torch.equal(Noise(25, probability=0.3)(IMAGE, generator(i)), IMAGE) for i in range(200))
     assert 35 < hit < 85
     assert torch.equal(Jpeg(10, probability=0)(IMAGE, generator()), IMAGE)
+
+
+def test_what_was_drawn_is_told():
+    assert Bicubic(3).told(IMAGE, generator())[1] == ["bicubic 1/3"]
+    coded, facts = Jpeg((10, 90)).told(IMAGE, generator(3))
+    torch.testing.assert_close(coded, jpeg(IMAGE, int(facts[0].removeprefix("jpeg "))))
+    noisy, (fact,) = Noise((10, 50)).told(torch.zeros(1, 128, 128), generator(3))
+    assert float(noisy.std()) * 255 == pytest.approx(float(fact.removeprefix("noise ")), rel=0.03)
+    assert Noise(25, probability=0).told(IMAGE, generator())[1] == []
+
+
+def test_a_simulated_jpeg_is_the_differentiable_one_in_eight_bits():
+    expected = (diffjpeg(IMAGE[None], 20.0)[0] * 255).round() / 255
+    assert torch.equal(Jpeg(20, simulated=True).fixed(IMAGE), expected)
+    assert not torch.equal(expected, jpeg(IMAGE, 20))
+    gray = IMAGE[:1]
+    imitated, real = Jpeg(20, simulated=True).fixed(gray), jpeg(gray, 20)
+    assert (imitated - real).abs().mean() < 0.8 * (gray - real).abs().mean()
+
+
+class Brighter(Degradation):
+    def told(self, lq, generator):
+        return lq + torch.rand((), generator=generator), []
+
+
+def test_without_a_protocol_the_name_of_the_image_decides():
+    once, again, other = (Brighter().fixed(IMAGE, name) for name in ("a", "a", "b"))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
+    assert torch.equal(Noise(25).fixed(IMAGE, "a"), Noise(25).fixed(IMAGE, "b")), "the protocol knows one noise"
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ def test_imitation_comes_near_the_real_encoder_and_passes_gradients():
     imitated.square().sum().backward()
     assert x.grad.abs().sum() > 0
     assert diffjpeg(IMAGE[None, :, :13, :9], 50).shape == (1, 3, 13, 9)
+    plain = IMAGE[None, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(diffjpeg(plain, 100), plain, atol=1e-3, rtol=0)  # gray: no chroma to lose
+    torch.testing.assert_close(diffjpeg(plain[:, :1], 30), diffjpeg(plain, 30)[:, :1])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -57,5 +60,5 @@ def test_decoded_values_are_bytes_of_the_stream():
 def test_impossible_inputs_are_named():
     with pytest.raises(ValueError, match=r"1 or 3 channels, got \(2, 8, 8\)"):
         jpeg(torch.zeros(2, 8, 8), 50)
-    with pytest.raises(ValueError, match=r"\(b, 3, h, w\), got \(3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(b, 1, h, w\), got \(3, 8, 8\)"):
         diffjpeg(torch.zeros(3, 8, 8), 50)

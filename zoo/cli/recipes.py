@@ -8,6 +8,9 @@ from pathlib import Path
 from zoo.cli.options import add, open_working_folder
 from zoo.errors import UserError
 
+# What `zoo show --data` paints; zoo.data.sheets has the steps, which a test compares.
+SHEETS = ("shapes", "bicubic", "jpeg", "noise", "realworld", "rain", "snow", "raindrops", "weather", "train")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command that `parser` is for."""
@@ -22,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser, "trust")
     if command == "show":
         parser.add_argument("--smoke", action="store_true", help="with what `zoo check` changes")
-        parser.add_argument("--data", choices=("shapes",), help="a sheet of captioned samples instead of a recipe")
-        parser.add_argument("--num", type=int, default=24, metavar="N", help="samples on the sheet (24)")
-        parser.add_argument("--size", type=int, default=64, metavar="N", help="side of the samples in pixels (64)")
+        parser.add_argument(
+            "--data", choices=SHEETS, metavar="NAME", help=f"a sheet of samples: {', '.join(SHEETS)} (all of a recipe)"
+        )
+        parser.add_argument("--num", type=int, metavar="N", help="samples on the sheet (8; of shapes 24)")
+        parser.add_argument("--size", type=int, metavar="N", help="side of the samples in pixels (192; of shapes 64)")
         parser.set_defaults(out="outputs")
         add(parser, "seed", "out", "force")
 
@@ -55,10 +60,12 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """The resolved recipe as YAML, with the line that set each value; or a sheet of data."""
-    if (args.recipe is None) == (args.data is None):
-        raise UserError("show: name a recipe, or data by --data shapes")
-    if args.data is not None:
+    if args.data == "shapes" and args.recipe is None:
         return _show_shapes(args)
+    if args.data is not None:
+        return _show_degradation(args)
+    if args.recipe is None:
+        raise UserError("show: name a recipe, or data by --data shapes")
     from zoo.recipe import listing, resolve, validate
 
     recipe = resolve(args.recipe, args.overrides, smoke=args.smoke)
@@ -73,21 +80,50 @@ def _show(args: argparse.Namespace) -> int:
 
 def _show_shapes(args: argparse.Namespace) -> int:
     """A contact sheet of shapes world, training samples and captions that training never sees."""
-    if not 1 <= args.num <= 400 or not 32 <= args.size <= 512:
-        raise UserError(f"show: --num must be 1 to 400 and --size 32 to 512, got {args.num} and {args.size}")
+    num, size = _counts(args, 24, 64)
     from zoo import media
     from zoo.data.shapes import draw, render
 
-    seed, unseen = args.seed or 0, max(1, args.num // 4)
-    samples = [draw(seed, n) for n in range(args.num - unseen)]
+    seed, unseen = args.seed or 0, max(1, num // 4)
+    samples = [draw(seed, n) for n in range(num - unseen)]
     samples += [draw(seed, n, held_out=True) for n in range(unseen)]
-    images = [render(sample.scene, sample.places, args.size) for sample in samples]
+    images = [render(sample.scene, sample.places, size) for sample in samples]
     labels = [sample.caption for sample in samples]
     labels[-unseen:] = [f"[unseen] {label}" for label in labels[-unseen:]]
-    sheet = media.grid(images, labels, columns=min(8, args.num), title=f"shapes world, seed {seed}")
+    sheet = media.grid(images, labels, columns=min(8, num), title=f"shapes world, seed {seed}")
     path = media.write_image(Path(args.out) / "shapes.png", sheet, force=args.force)
     print(json.dumps({"file": str(path), "captions": labels}) if args.json else f"{path}: {len(samples)} samples")
     return 0
+
+
+def _show_degradation(args: argparse.Namespace) -> int:
+    """A contact sheet of clean and degraded crops, by a recipe's settings or by the defaults of one step."""
+    num, size = _counts(args, 8, 192)
+    from zoo import media
+    from zoo.data.restoration import RestorationData
+    from zoo.data.sheets import default_data, sheet
+
+    if args.recipe is None:
+        data = default_data(args.data, args.seed or 0)
+    else:
+        from zoo.recipe import resolve, sketch
+
+        seed = [] if args.seed is None else [f"data.init_args.seed={args.seed}"]
+        data = sketch(resolve(args.recipe, [*args.overrides, *seed], smoke=args.smoke), trust=args.trust).data
+        if not isinstance(data, RestorationData):
+            raise UserError(f"show: {args.recipe} trains no restorer; --data {args.data} needs one that does")
+    picture, captions = sheet(data, args.data, num, size)
+    path = media.write_image(Path(args.out) / f"{args.data}.png", picture, force=args.force)
+    print(json.dumps({"file": str(path), "captions": captions}) if args.json else f"{path}: {num} samples")
+    return 0
+
+
+def _counts(args: argparse.Namespace, num: int, size: int) -> tuple[int, int]:
+    """--num and --size, or what is usual."""
+    num, size = args.num or num, args.size or size
+    if not 1 <= num <= 400 or not 32 <= size <= 512:
+        raise UserError(f"show: --num must be 1 to 400 and --size 32 to 512, got {num} and {size}")
+    return num, size
 
 
 def _check(args: argparse.Namespace) -> int:

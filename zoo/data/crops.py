@@ -13,8 +13,11 @@ from zoo.data.degradations import Bicubic, Degradation, augment
 from zoo.data.images import KEEP_BYTES, to_tensor
 from zoo.data.imresize import imresize
 from zoo.data.pairs import Pair, Pairs, open_pairs
+from zoo.data.realworld import RealWorld
 from zoo.data.sampler import Draw, seed_of
 from zoo.errors import UserError
+
+_SHRINKING = (Bicubic, RealWorld)  # steps that make lq smaller than gt
 
 
 class Crops(Dataset):
@@ -28,7 +31,7 @@ class Crops(Dataset):
         source: see `open_pairs`.
         upscale: gt size over lq size.
         degradation: steps from a clean image to lq. MATLAB-like bicubic of the whole image comes first unless
-            a Bicubic stands later in the list: then all steps act on the crop of gt.
+            a Bicubic stands later in the list, or a RealWorld in it: then all steps act on the crop of gt.
         lq: see `open_pairs`.
         template: see `open_pairs`.
         channels: 1 or 3.
@@ -74,6 +77,7 @@ class Crops(Dataset):
         if not 0 <= mixup <= 1:
             raise UserError(f"data: mixup must be a probability, got {mixup}")
         self.upscale, self.seed, self.mixup = upscale, seed, mixup
+        self.context = max((step.context for step in self.steps), default=0)
         self.flips = (hflip, vflip, transpose)
         self.scales, self.permute_colours = tuple(scales), permute_colours
         self._shrunk: dict[tuple[int, float], Pair] = {}
@@ -85,16 +89,28 @@ class Crops(Dataset):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         """The sample of one draw: lq (c, p, p), gt (c, p * upscale, p * upscale) and its number."""
+        return self.told(draw)[0]
+
+    def told(self, draw: Draw) -> tuple[dict[str, Any], list[str]]:
+        """The sample of one draw, and what its degradation drew."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "sample", draw.number))
-        lq, gt = self._crop(draw.index, draw.crop, generator)
+        side = draw.crop + self.context
+        lq, gt = self._crop(draw.index, side, generator)
         if self.mixup and float(torch.rand((), generator=generator)) < self.mixup:
             other = int(torch.randint(len(self), (), generator=generator))
-            ends = self._crop(other, draw.crop, generator)
+            ends = self._crop(other, side, generator)
             share = float(torch.rand((), generator=generator))
             lq, gt = (torch.lerp(image, end, share) for image, end in zip((lq, gt), ends, strict=True))
+        bicubic = self.pairs.upscale > 1 and not self.pairs.has_lq
+        facts = [f"bicubic 1/{self.upscale}"] if bicubic else []
         for step in self.steps:
-            lq = step(lq, generator)
-        return {"lq": lq, "gt": gt, "number": draw.number}
+            lq, said = step.told(lq, generator)
+            facts += said
+        if self.context:
+            top, left = torch.randint(0, self.context + 1, (2,), generator=generator).tolist()
+            lq = _window(lq, top, left, draw.crop)
+            gt = _window(gt, top * self.upscale, left * self.upscale, draw.crop * self.upscale)
+        return {"lq": lq, "gt": gt, "number": draw.number}, facts
 
     def _crop(self, index: int, crop: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random crop of image `index` and its target, both float32 (c, ., .) in [0, 1]."""
@@ -128,7 +144,7 @@ class Crops(Dataset):
 
     def smaller_than(self, crop: int) -> int:
         """How many images have to be enlarged to give a crop of `crop` lq pixels."""
-        return sum(min(size) * min(self.scales) < crop * self.upscale for size in self.pairs.sizes)
+        return sum(min(size) * min(self.scales) < (crop + self.context) * self.upscale for size in self.pairs.sizes)
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,8 @@ class ValidationSet:
 
     Args:
         source: "photos", "demo" or a folder; see `open_pairs`.
-        degradation: steps after the bicubic that makes lq, each without randomness (quality: 75, not a range).
+        degradation: steps as for `Crops`, by `Degradation.fixed`: one quality or sigma, not a range; weather and the
+            like follow from the name of the image.
         lq: folder of lq images, where the layout does not say it.
         template: lq name for a gt name, such as "{}x4".
     """
@@ -169,7 +186,7 @@ class WholeImages:
         self.name, self.upscale = name, upscale
         self.pairs, self.steps = opened
         for step in self.steps:
-            if not isinstance(step, Bicubic):
+            if not isinstance(step, _SHRINKING):
                 step.fixed(torch.zeros(channels, 8, 8))  # complain now, not after the first epoch
 
     def __len__(self) -> int:
@@ -191,8 +208,12 @@ class WholeImages:
         h, w = (n - n % self.upscale for n in gt.shape[1:])
         lq, gt = (lq[:, :h, :w], gt[:, :h, :w]) if self.pairs.upscale == 1 else (lq, gt)
         for step in self.steps:
-            lq = step.fixed(lq)
+            lq = step.fixed(lq, pair.name)
         return {"lq": lq[None], "gt": gt[None], "name": pair.name, "set": self.name}
+
+
+def _window(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    return image[:, top : top + side, left : left + side].contiguous()
 
 
 def _at_least(image: np.ndarray, side: int) -> np.ndarray:
@@ -213,12 +234,13 @@ def _open(
 ) -> tuple[Pairs, list[Degradation]]:
     """The pairs and the steps that remain for each sample."""
     steps = list(degradation)
-    shrinks = [i for i, step in enumerate(steps) if isinstance(step, Bicubic)]
+    shrinks = [i for i, step in enumerate(steps) if isinstance(step, _SHRINKING)]
     if shrinks and (len(shrinks) > 1 or steps[shrinks[0]].upscale != upscale):  # pyright: ignore
-        raise UserError(f"degradation: one Bicubic with upscale {upscale} is possible, got {steps}; correct the recipe")
-    if shrinks == [0]:
+        names = " or ".join(known.__name__ for known in _SHRINKING)
+        raise UserError(f"degradation: one {names} with upscale {upscale} is possible, got {steps}; correct the recipe")
+    if shrinks == [0] and isinstance(steps[0], Bicubic):
         steps, shrinks = steps[1:], []
     pairs = open_pairs(source, 1 if shrinks else upscale, split=split, lq=lq, template=template, channels=channels)
-    if pairs.has_lq and len(steps) < len(degradation):
-        raise UserError(f"degradation: {source} brings its own lq files; remove Bicubic from the list")
+    if pairs.has_lq and any(isinstance(step, _SHRINKING) for step in degradation):
+        raise UserError(f"degradation: {source} brings its own lq files; remove what shrinks from {list(degradation)}")
     return pairs, steps

@@ -1,25 +1,34 @@
 """What makes a good image bad: one small dataclass per step, given as data in recipes.
 
 A step maps lq to a worse lq. In training its random choices come from a generator that belongs to the sample; for
-evaluation `fixed` gives the result that published protocols prescribe, the same every time.
+evaluation `fixed` gives the same result every time, that of the published protocol where there is one. The steps for
+photos of the real world and for weather stand in `realworld.py` and `weather.py`.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.data.imresize import imresize
-from zoo.data.jpeg import jpeg
+from zoo.data.jpeg import diffjpeg, jpeg
+from zoo.data.sampler import seed_of
 from zoo.errors import UserError
 
 
 class Degradation(ABC):
-    """One step: a floating (c, h, w) image in [0, 1] becomes another one."""
+    """One step: a floating (c, h, w) image in [0, 1] becomes another one.
 
-    @abstractmethod
+    Attributes:
+        context: pixels of the result that training makes beyond a crop and cuts off again, so that borders and the
+            grid of JPEG blocks lie anywhere.
+    """
+
+    context: ClassVar[int] = 0
+
     def __call__(self, lq: Tensor, generator: torch.Generator) -> Tensor:
         """Degrade at random, as in training.
 
@@ -30,14 +39,23 @@ class Degradation(ABC):
         Returns:
             (c, h', w'), same dtype.
         """
+        return self.told(lq, generator)[0]
 
     @abstractmethod
-    def fixed(self, lq: Tensor) -> Tensor:
-        """Degrade as the published test protocol does: no choice is left to chance.
+    def told(self, lq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Degrade at random, and tell what was drawn, such as ["jpeg 74"]; nothing where nothing happened."""
+
+    def fixed(self, lq: Tensor, name: str = "") -> Tensor:
+        """Degrade the same way every time, for evaluation: with random numbers that follow from the image's name.
+
+        Args:
+            lq: (c, h, w).
+            name: of the image; steps with a published test protocol follow that and pass it over.
 
         Raises:
-            UserError: the step is a range, so that no single result is meant.
+            UserError: a protocol exists and the step is a range, so that no single result is meant.
         """
+        return self(lq, torch.Generator().manual_seed(seed_of(0, type(self).__name__, name)))
 
 
 @dataclass(frozen=True)
@@ -55,14 +73,14 @@ class Bicubic(Degradation):
         if self.upscale < 1:
             raise UserError(f"Bicubic: upscale must be a whole number of at least 1, got {self.upscale}")
 
-    def __call__(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+    def told(self, lq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Shrink; nothing here is random."""
-        return self.fixed(lq)
+        return self.fixed(lq), [f"bicubic 1/{self.upscale}"]
 
-    def fixed(self, lq: Tensor) -> Tensor:
+    def fixed(self, lq: Tensor, name: str = "") -> Tensor:
         """Shrink (c, h, w); bottom and right are cut to a multiple of `upscale` first (mod-crop)."""
         h, w = (n - n % self.upscale for n in lq.shape[-2:])
-        return _round8(imresize(lq[..., :h, :w].double(), 1 / self.upscale)).to(lq.dtype)
+        return round8(imresize(lq[..., :h, :w].double(), 1 / self.upscale)).to(lq.dtype)
 
 
 @dataclass(frozen=True)
@@ -72,26 +90,32 @@ class Jpeg(Degradation):
     Args:
         quality: 1 (worst) to 100, or a pair between which it is drawn, both ends included.
         probability: how often the step happens at all.
+        simulated: take the imitation that `zoo.data.jpeg.diffjpeg` computes, instead of libjpeg.
     """
 
     quality: int | tuple[int, int] = (30, 95)
     probability: float = 1.0
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an impossible quality or probability."""
-        _check_range("Jpeg: quality", self.quality, 1, 100)
-        _check_probability("Jpeg", self.probability)
+        check_range("Jpeg: quality", self.quality, 1, 100)
+        check_probability("Jpeg: probability", self.probability)
 
-    def __call__(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+    def told(self, lq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Compress with a drawn quality."""
-        if not _happens(self.probability, generator):
-            return lq
+        if not happens(self.probability, generator):
+            return lq, []
         low, high = _ends(self.quality)
-        return jpeg(lq, int(torch.randint(int(low), int(high) + 1, (), generator=generator)))
+        quality = int(torch.randint(int(low), int(high) + 1, (), generator=generator))
+        return self._coded(lq, quality), [f"jpeg {quality}"]
 
-    def fixed(self, lq: Tensor) -> Tensor:
+    def fixed(self, lq: Tensor, name: str = "") -> Tensor:
         """Compress with the one quality given."""
-        return jpeg(lq, int(_single("Jpeg: quality", self.quality, self.probability)))
+        return self._coded(lq, int(_single("Jpeg: quality", self.quality, self.probability)))
+
+    def _coded(self, lq: Tensor, quality: int) -> Tensor:
+        return round8(diffjpeg(lq.clamp(0, 1)[None], quality)[0]) if self.simulated else jpeg(lq, quality)
 
 
 @dataclass(frozen=True)
@@ -108,18 +132,18 @@ class Noise(Degradation):
 
     def __post_init__(self) -> None:
         """Refuse an impossible sigma or probability."""
-        _check_range("Noise: sigma", self.sigma, 0, 255)
-        _check_probability("Noise", self.probability)
+        check_range("Noise: sigma", self.sigma, 0, 255)
+        check_probability("Noise: probability", self.probability)
 
-    def __call__(self, lq: Tensor, generator: torch.Generator) -> Tensor:
+    def told(self, lq: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Add noise of a drawn strength."""
-        if not _happens(self.probability, generator):
-            return lq
-        low, high = _ends(self.sigma)
-        sigma = low + (high - low) * float(torch.rand((), generator=generator))
-        return lq + torch.randn(lq.shape, generator=generator, dtype=lq.dtype) * (sigma / 255)
+        if not happens(self.probability, generator):
+            return lq, []
+        sigma = uniform(self.sigma, generator)
+        noise = torch.randn(lq.shape, generator=generator, dtype=lq.dtype) * (sigma / 255)
+        return lq + noise, [f"noise {sigma:.1f}"]
 
-    def fixed(self, lq: Tensor) -> Tensor:
+    def fixed(self, lq: Tensor, name: str = "") -> Tensor:
         """Add the noise of the denoising benchmarks: see `add_noise`."""
         return add_noise(lq, _single("Noise: sigma", self.sigma, self.probability))
 
@@ -151,13 +175,21 @@ def augment(x: Tensor, hflip: bool = False, vflip: bool = False, transpose: bool
     return x.transpose(-1, -2) if transpose else x
 
 
-def _round8(x: Tensor) -> Tensor:
+def round8(x: Tensor) -> Tensor:
+    """Clamped to [0, 1] and rounded to multiples of 1/255, as 8-bit files are."""
     return (x.clamp(0, 1) * 255).round() / 255
 
 
-def _happens(probability: float, generator: torch.Generator) -> bool:
+def happens(probability: float, generator: torch.Generator) -> bool:
+    """Whether something happens this time."""
     # Drawn even when certain, so that changing the probability leaves the other choices of a sample as they were.
     return float(torch.rand((), generator=generator)) < probability
+
+
+def uniform(value: float | tuple[float, float], generator: torch.Generator) -> float:
+    """A number between the ends of a range; drawn also where they are the same."""
+    low, high = _ends(value)
+    return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def _ends(value: float | tuple[float, float]) -> tuple[float, float]:
@@ -174,7 +206,8 @@ def _single(what: str, value: float | tuple[float, float], probability: float) -
     return low
 
 
-def _check_range(what: str, value: float | tuple[float, float], least: float, most: float) -> None:
+def check_range(what: str, value: float | tuple[float, float], least: float, most: float) -> None:
+    """Refuse what is neither a number nor a pair of numbers, the smaller one first, between `least` and `most`."""
     if not isinstance(value, int | float) and len(value) != 2:
         raise UserError(f"{what} must be a number or a pair, got {value}")
     low, high = _ends(value)
@@ -182,6 +215,7 @@ def _check_range(what: str, value: float | tuple[float, float], least: float, mo
         raise UserError(f"{what} must lie in {least} to {most}, the smaller end first, got {value}")
 
 
-def _check_probability(what: str, value: float) -> None:
+def check_probability(what: str, value: float) -> None:
+    """Refuse a share outside 0 to 1."""
     if not 0 <= value <= 1:
-        raise UserError(f"{what}: probability must lie in 0 to 1, got {value}")
+        raise UserError(f"{what} must lie in 0 to 1, got {value}")

@@ -54,21 +54,23 @@ def diffjpeg(x: Tensor, quality: Tensor | float) -> Tensor:
     50/q (q < 50) or 2 - q/50, zero padding to multiples of 16 at the bottom and right.
 
     Args:
-        x: (b, 3, h, w) in [0, 1].
+        x: (b, 3, h, w) in [0, 1], or (b, 1, h, w), where chroma is gray.
         quality: in (0, 100], one for all or (b,); it may be fractional and is left unchanged.
 
     Returns:
-        (b, 3, h, w) in [0, 1].
+        The same shape, in [0, 1].
 
     Raises:
         ValueError: wrong shapes.
 
-    Source: basicsr/utils/diffjpeg.py (there the quality tensor is overwritten).
+    Source: basicsr/utils/diffjpeg.py (there the quality tensor is overwritten, and 100 gives no numbers).
     """
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"diffjpeg: x must be (b, 3, h, w), got {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"diffjpeg: x must be (b, 3, h, w) or (b, 1, h, w), got {tuple(x.shape)}")
+    if x.shape[1] == 1:
+        return diffjpeg(x.expand(-1, 3, -1, -1), quality)[:, :1]
     quality = torch.as_tensor(quality, dtype=x.dtype, device=x.device).expand(x.shape[0])
-    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1, 1)
+    factor = torch.where(quality < 50, 50 / quality, (2 - quality / 50).clamp(min=1e-3)).view(-1, 1, 1, 1, 1)  # not 0
     h, w = x.shape[-2:]
     padded = F.pad(x, (0, -w % 16, 0, -h % 16)) * 255
     luma, *chroma = _ycc(padded)

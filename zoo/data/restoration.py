@@ -1,7 +1,7 @@
 """The data of restoration recipes: training crops and named validation sets, behind Lightning's DataModule."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from lightning import LightningDataModule
@@ -94,20 +94,29 @@ class RestorationData(LightningDataModule):
         if self.val is None:
             self.val = [WholeImages(name, spec, self.upscale, self.channels) for name, spec in self.validation.items()]
         if self.train is None and stage in ("fit", None):
-            self.train = Crops(
-                self.source,
-                self.upscale,
-                self.degradation,
-                lq=self.lq,
-                template=self.template,
-                channels=self.channels,
-                seed=self.seed,
-                scales=self.scales,
-                mixup=self.mixup,
-                **self.changes,
-            )
+            self.train = self.crops(self.degradation)
             for report in self.report().values():
                 logger.info("%s", report)
+
+    def crops(self, degradation: Sequence[Degradation]) -> Crops:
+        """Training samples by steps that need not be the recipe's own.
+
+        Raises:
+            FileNotFoundError: a folder or scikit-image is missing.
+            UserError: nothing usable is found, or steps contradict the files.
+        """
+        return Crops(
+            self.source,
+            self.upscale,
+            degradation,
+            lq=self.lq,
+            template=self.template,
+            channels=self.channels,
+            seed=self.seed,
+            scales=self.scales,
+            mixup=self.mixup,
+            **self.changes,
+        )
 
     def report(self) -> dict[str, Report]:
         """What was found: "train" and every validation set by name; empty before `setup`."""

@@ -7,7 +7,7 @@ list, `key=:` replaces a mapping, and another `class_path`, `family` or `variant
 arguments.
 """
 
-from zoo.recipe.building import Built, Checked, build, check, validate
+from zoo.recipe.building import Built, Checked, build, check, sketch, validate
 from zoo.recipe.reading import Recipe, listing, resolve
 
-__all__ = ["Built", "Checked", "Recipe", "build", "check", "listing", "resolve", "validate"]
+__all__ = ["Built", "Checked", "Recipe", "build", "check", "listing", "resolve", "sketch", "validate"]

@@ -108,16 +108,10 @@ def check(recipe: Recipe, *, trust: bool = False) -> Checked:
     Raises:
         UserError: what `resolve` and `build` raise.
     """
-    quieten()
-    import torch
-
     from zoo.tasks.run import Run
 
     started = time.perf_counter()
-    parts, classes = _checked(recipe, trust)
-    parts["trainer"] = {key: _TRIAL[key] for key in ("accelerator", "enable_progress_bar", "enable_model_summary")}
-    with torch.device("meta"):
-        task = _lightning(parts, classes).task
+    task = sketch(recipe, trust=trust).task
     small = resolve(recipe.path, recipe.overrides, smoke=True)
     config = {**small.config, "trainer": {**(small.config.get("trainer") or {}), **_TRIAL}, "tracking": "csv"}
     with tempfile.TemporaryDirectory(prefix="zoo-check-") as root:
@@ -126,6 +120,25 @@ def check(recipe: Recipe, *, trust: bool = False) -> Checked:
         built.trainer.fit(built.task, datamodule=built.data)
     parameters = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return Checked(parameters, built.trainer.global_step, time.perf_counter() - started)
+
+
+def sketch(recipe: Recipe, *, trust: bool = False) -> Built:
+    """The task of a recipe on the meta device, its data, and a trainer for any machine.
+
+    Args:
+        recipe: from `resolve`.
+        trust: as in `build`.
+
+    Raises:
+        UserError: as `build`.
+    """
+    quieten()
+    import torch
+
+    parts, classes = _checked(recipe, trust)
+    parts["trainer"] = {key: _TRIAL[key] for key in ("accelerator", "enable_progress_bar", "enable_model_summary")}
+    with torch.device("meta"):
+        return _lightning(parts, classes)
 
 
 def validate(recipe: Recipe, *, trust: bool = False) -> None:

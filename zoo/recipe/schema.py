@@ -77,7 +77,14 @@ def _strategies() -> list[str]:
     return ["auto", *importlib.import_module("lightning.pytorch.strategies").StrategyRegistry.available_strategies()]
 
 
-_DEGRADATIONS = Field(dict.fromkeys(("Bicubic", "Jpeg", "Noise"), "zoo.data.degradations"), many=True)
+_DEGRADATIONS = Field(
+    {
+        **dict.fromkeys(("Bicubic", "Jpeg", "Noise"), "zoo.data.degradations"),
+        "RealWorld": "zoo.data.realworld",
+        **dict.fromkeys(("Rain", "Snow", "Raindrops", "Weather"), "zoo.data.weather"),
+    },
+    many=True,
+)
 _OPTIMIZER = Field(library="torch.optim", table="zoo.tasks.optimizers.OPTIMIZERS", skip=1)
 _SCHEDULE = Field(library="torch.optim.lr_scheduler", table="zoo.tasks.optimizers.SCHEDULES", skip=1)
 FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the user chooses
