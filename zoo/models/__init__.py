@@ -84,7 +84,11 @@ FAMILIES = {
         "adverse weather",
         ("float32",),
         "MIT",
-        {"histoformer-allweather": (1, 8, 16_615_100), "histoformer-realsnow": (1, 8, 16_615_100)},
+        {
+            "histoformer-tiny": (1, 8, 222_739),
+            "histoformer-allweather": (1, 8, 16_615_100),
+            "histoformer-realsnow": (1, 8, 16_615_100),
+        },
     ),
     "plain-conv": Family(
         "zoo.models.restorers.plain_conv",

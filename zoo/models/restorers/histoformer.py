@@ -301,7 +301,19 @@ class Histoformer(nn.Module):
         return self.output(out) + lq
 
 
-VARIANTS = {"histoformer-allweather": Variant({}), "histoformer-realsnow": Variant({})}
+VARIANTS = {
+    "histoformer-allweather": Variant({}),
+    "histoformer-realsnow": Variant({}),
+    "histoformer-tiny": Variant(
+        {
+            "dim": 8,
+            "num_blocks": [1, 1, 1, 1],
+            "num_refinement_blocks": 1,
+            "heads": [1, 1, 2, 4],
+            "ffn_expansion_factor": 2.5,
+        }
+    ),
+}
 
 
 def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
