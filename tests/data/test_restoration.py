@@ -8,6 +8,7 @@ from torch import nn
 
 from zoo.data.crops import ValidationSet
 from zoo.data.degradations import Jpeg
+from zoo.data.realworld import RealWorld
 from zoo.data.restoration import RestorationData
 from zoo.data.stages import Stage
 from zoo.errors import UserError
@@ -127,3 +128,10 @@ def test_validation_alone_needs_no_training_data():
 def test_impossible_requests_are_one_sentence(keywords, message):
     with pytest.raises(UserError, match=message):
         data(**keywords)
+
+
+def test_crops_too_small_for_a_step_are_told_before_training():
+    small = data(degradation=[RealWorld(2, context=0)], stages=[Stage(None, 2, 16)], workers=1)
+    with pytest.raises(UserError, match="RealWorld: an image of 32x32 shrinks"):
+        small.setup("fit")
+    data(degradation=[RealWorld(2)], stages=[Stage(None, 2, 16)]).setup("fit")

@@ -91,14 +91,17 @@ def test_haze_takes_its_share_of_the_error():
 
 
 def test_drops_show_the_scene_upside_down():
-    """The scene gets brighter downwards by 0.005 a pixel, most of what drops show darker and faster."""
+    """The scene gets brighter downwards, most of what drops show darker; their rims are dark all around."""
     scene = torch.linspace(0.2, 0.8, 128)[None, :, None].expand(3, 128, 128).contiguous()
-    lq = Raindrops(24.0)(scene, generator(2))[0]
-    inside = (lq - scene[0]).abs()[1:] > 0.03
-    assert 200 < inside.sum() < 8000
-    assert lq.diff(dim=0)[inside].median() < -0.008
-    same = Raindrops(30.0)(scene, generator(0))
-    assert float((same != scene).float().mean()) < 0.5, "the pane between drops is clear"
+    falls = []
+    for seed in range(6):
+        lq = Raindrops(26.0)(scene, generator(seed))[0]
+        inside = (lq - scene[0]).abs()[1:] > 0.03
+        falls.append(lq.diff(dim=0)[inside] < 0)
+    assert torch.cat(falls).float().mean() > 0.55
+    assert float((Raindrops(26.0)(PHOTO, generator(0)) != PHOTO).float().mean()) < 0.5, (
+        "the pane between drops is clear"
+    )
 
 
 def test_shares_decide_which_weather_it_is():

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from zoo.data.crops import Crops, ValidationSet, WholeImages
 from zoo.data.degradations import Degradation
 from zoo.data.images import Report
-from zoo.data.sampler import ResumableLoader
+from zoo.data.sampler import Draw, ResumableLoader
 from zoo.data.stages import Plan, Stage
 from zoo.errors import UserError
 
@@ -95,6 +95,9 @@ class RestorationData(LightningDataModule):
             self.val = [WholeImages(name, spec, self.upscale, self.channels) for name, spec in self.validation.items()]
         if self.train is None and stage in ("fit", None):
             self.train = self.crops(self.degradation)
+            if self.degradation:
+                for patch in {stage.patch_size for stage in self.stages}:
+                    self.train[Draw(0, 0, patch)]  # crops too small for a step are told now, not by a worker
             for report in self.report().values():
                 logger.info("%s", report)
 

@@ -1,7 +1,7 @@
 """Contact sheets of training samples: clean and degraded side by side, with what was drawn for each."""
 
 from collections.abc import Sequence
-from textwrap import shorten
+from dataclasses import fields
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from zoo.data.weather import Rain, Raindrops, Snow, Weather
 from zoo.errors import UserError
 
 STEPS = {step.__name__.lower(): step for step in (Bicubic, Jpeg, Noise, RealWorld, Rain, Snow, Raindrops, Weather)}
+_LONGEST = 160  # characters of a step in the title
 TRAIN = "train"  # the name of all steps of a recipe together
 
 
@@ -61,8 +62,14 @@ def sheet(data: RestorationData, name: str, num: int = 8, size: int = 192) -> tu
         lq = to_array(sample["lq"]).repeat(data.upscale, 0).repeat(data.upscale, 1)  # as large as its target
         images += [to_array(sample["gt"]), lq]
         labels += ["clean", ", ".join(facts) or "unchanged"]
-    told = shorten(", ".join(map(str, steps)) or "no steps", 200, placeholder=" ...")
+    told = ", ".join(map(_told, steps)) or "no steps"
     return media.grid(images, labels, columns=min(4, 2 * num), title=f"{name}, seed {data.seed}: {told}"), labels[1::2]
+
+
+def _told(step: Degradation) -> str:
+    """A step with its settings; of a long list only those that are not the usual ones."""
+    changed = [f"{f.name}={getattr(step, f.name)}" for f in fields(step) if getattr(step, f.name) != f.default]  # pyright: ignore
+    return text if len(text := str(step)) <= _LONGEST else f"{type(step).__name__}({', '.join(changed) or 'defaults'})"
 
 
 def _step(data: RestorationData, name: str) -> Degradation:
