@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": ("zoo.cli.evaluate", "measure several models side by side"),
     "list": ("zoo.cli.models", "list the models"),
     "info": ("zoo.cli.models", "tell what is known about a model or a weight file"),
+    "convert": ("zoo.cli.convert", "write weights of any kind as safetensors that describe themselves"),
     "recipes": ("zoo.cli.recipes", "list the shipped recipes"),
     "show": ("zoo.cli.recipes", "print a recipe with its base, overrides and interpolations resolved"),
     "check": ("zoo.cli.recipes", "build a recipe without memory and train two tiny steps of it"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo import shipped
 from zoo.errors import UserError, nearest
+from zoo.models.hub import fetch, is_hub_id
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -244,11 +245,12 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     """A network with weights, in eval mode; its architecture is read off the weights.
 
     Args:
-        source: a file, a run folder of `zoo fit`, the name of a variant whose weights are shipped, or a state dict.
+        source: a file, a run folder of `zoo fit`, the name of a variant whose weights are shipped, owner/name or
+            owner/name:file on the hub, or a state dict.
         **keywords: constructor keywords that weights cannot tell (such as img_range=255).
 
     Raises:
-        FileNotFoundError: no such file, or the variant's weights are not shipped.
+        FileNotFoundError: no such file, or the variant's weights are not shipped, or the hub has them not.
         UserError: unknown weights, or tensors missing, unexpected or misshaped.
     """
     from zoo.models import weights
@@ -295,6 +297,8 @@ def _locate(text: str) -> Path:
             raise FileNotFoundError(f"load: {path} does not exist; a run writes it with its first checkpoint")
     if path.is_file():
         return path
+    if is_hub_id(text):
+        return fetch(text)
     known = [n for row in FAMILIES.values() for n in row.variants]
     if text not in known:
         raise UserError(f"model {text!r} is neither a file nor a known model.{nearest(text, known)} See `zoo list`.")
