@@ -16,6 +16,7 @@ from .plan import Axis, Geometry, key_tiles, query_tiles, spans
 # key tiles, then the places of the tables of windows, of query tiles and of key tiles.
 PLACES = 0, 3, 6, 12, 15
 _HEADER = 21
+_LEAST = 16  # tokens of a tile that tl.dot takes
 
 
 class _Settings(NamedTuple):
@@ -91,9 +92,9 @@ def _sides(axes: tuple[Axis, ...], size: int) -> tuple[int, ...]:
     """Sides of a tile of `size` tokens, powers of two, as equal as the classes of the axes allow."""
     room = [_power_of_2(-(-axis.length // axis.dilation)) for axis in axes]
     sides = [1, 1, 1]
-    while prod(sides) < size:
+    while prod(sides) < max(size, _LEAST):
         free = [i for i in (2, 1, 0) if sides[i] < room[i]]
-        if not free and prod(sides) >= 16:  # the least that tl.dot takes
+        if not free and prod(sides) >= _LEAST:
             break
         sides[min(free, key=lambda i: sides[i]) if free else 2] *= 2
     return tuple(sides)
