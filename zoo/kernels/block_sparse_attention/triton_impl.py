@@ -138,7 +138,7 @@ def _forward_kernel(
     for checked in tl.static_range(1 + CUTS):
         for t in range((cut if checked else whole) * (BN // TN if LISTED else 1)):
             first = _token(list_ptr, t, whole, size, checked, LISTED, BN, TN)
-            k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
+            k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
             logits = _dot(q, tl.trans(k)) * (scale * _LOG2E)
             if checked:
                 keys = first + tl.arange(0, TN)
@@ -149,7 +149,7 @@ def _forward_kernel(
             p, shrink = tl.exp2(logits - anchor[:, None]), tl.exp2(most - anchor)
             most, total = new, total * shrink + tl.sum(p, 1)
             if E > 0:
-                v = _load(v_ptr, first, v_n, v_d, m, TN, E, checked)
+                v = _load(v_ptr, first, v_n, v_d, length, TN, E, checked)
                 acc = _dot(narrow(p, v.dtype), v, acc * shrink[:, None])
     empty = total == 0
     total = tl.where(empty, 1.0, total)
@@ -186,8 +186,8 @@ def _query_kernel(
     for checked in tl.static_range(1 + CUTS):
         for t in range((cut if checked else whole) * (BN // TN if LISTED else 1)):
             first = _token(list_ptr, t, whole, size, checked, LISTED, BN, TN)
-            k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
-            v = _load(v_ptr, first, v_n, v_d, m, TN, E, checked)
+            k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
+            v = _load(v_ptr, first, v_n, v_d, length, TN, E, checked)
             p = tl.exp2(_dot(q, tl.trans(k)) * (scale * _LOG2E) - lse[:, None])
             if checked:
                 keys = first + tl.arange(0, TN)
@@ -259,7 +259,7 @@ def _statistic_kernel(
                 start, first = line * BM + part % (BM // TM) * TM, block + part // (BM // TM) * TN
                 rows, keys = start + tl.arange(0, TM), first + tl.arange(0, TN)
                 q = _load(q_ptr, start, q_n, q_d, n, TM, D, True)
-                k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
+                k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
                 lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * _LOG2E
                 lse = tl.where(lse == -float("inf"), float("inf"), lse)
                 p = tl.exp2(_dot(q, tl.trans(k)) * (scale * _LOG2E) - lse[:, None])

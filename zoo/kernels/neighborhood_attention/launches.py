@@ -27,7 +27,12 @@ class _Settings(NamedTuple):
 
 
 _QUERIES = {128: _Settings(128, 64, 8, 2), 256: _Settings(64, 64, 8, 2), 1024: _Settings(32, 16, 4, 1)}
-_KEYS = {128: _Settings(32, 64, 4, 2), 256: _Settings(32, 64, 8, 2), 1024: _Settings(16, 32, 4, 1)}
+_KEYS = {
+    128: _Settings(32, 64, 4, 2),
+    256: _Settings(32, 64, 8, 2),
+    512: _Settings(16, 32, 4, 1),
+    1024: _Settings(16, 16, 4, 1),
+}
 # By chip, pass, and bytes of a head of one token: found by compiling, nothing spills at 64 and 128 in bf16.
 _TUNED = {
     80: {"forward": _QUERIES, "queries": _QUERIES, "keys": _KEYS},
