@@ -65,7 +65,7 @@ def _dot(a, b, acc=None):
 def _load(ptr, start, stride, stride_d, limit, T: tl.constexpr, D: tl.constexpr, CHECKED: tl.constexpr):
     """Tokens start .. start + T of one head, zeros from `limit` on, (T, next power of two of D)."""
     token, d = tl.arange(0, T), tl.arange(0, triton.next_power_of_2(D) if D > 16 else 16)
-    at = ptr + start.to(tl.int64) * stride + (token[:, None] * stride + d[None, :] * stride_d)
+    at = ptr + (start.to(tl.int64) + token)[:, None] * stride + d[None, :].to(tl.int64) * stride_d
     inside = d[None, :] < D
     if CHECKED:
         return tl.load(at, mask=(start + token < limit)[:, None] & inside, other=0.0)

@@ -58,7 +58,8 @@ def _tokens(orders_ptr, path, t, n, inside):
 def _read(ptr, rows, along_rows, columns, along_columns, inside_rows, inside_columns, wide: tl.constexpr):
     """Tile (rows, columns); zero outside."""
     inside = inside_rows[:, None] & inside_columns[None]
-    x = tl.load(ptr + rows[:, None] * along_rows + columns[None] * along_columns, mask=inside, other=0.0)
+    at = rows[:, None].to(tl.int64) * along_rows + columns[None] * along_columns
+    x = tl.load(ptr + at, mask=inside, other=0.0)
     return x.to(wide)
 
 

@@ -65,7 +65,7 @@ def _tokens(y, x, held, order_ptr, axes, SHIFTED: tl.constexpr, WRAP: tl.constex
 @triton.jit
 def _load(ptr, token, held, along_n, along_d, D: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
-    at = token[:, None] * along_n + column[None, :] * along_d
+    at = token[:, None] * along_n + column[None, :].to(tl.int64) * along_d
     return tl.load(ptr + at, mask=held[:, None] & (column[None, :] < D), other=0.0)
 
 
