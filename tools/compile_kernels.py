@@ -108,7 +108,7 @@ def launches(op: str, chip: int, dtype: torch.dtype, head_dim: int) -> list[Laun
 
 
 def build(launch: Launch, chip: int) -> dict[str, int]:
-    """Compile; returns what the code needs, and its tensor-core instructions."""
+    """Compile; returns what the code needs, its products, and the tensor-core instructions that they became."""
     attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=dict(launch.options))
@@ -122,6 +122,7 @@ def build(launch: Launch, chip: int) -> dict[str, int]:
         "registers": words["REG"],
         "stack": words["STACK"],
         "shared": kernel.metadata.shared,
+        "dots": kernel.asm["ttir"].count("tt.dot "),
         "tensor_core": len(re.findall(TENSOR_CORES[chip], kernel.asm["ptx"])),
     }
 
@@ -132,7 +133,7 @@ def complaints(launch: Launch, chip: int, dtype: torch.dtype, need: dict[str, in
         yield f"needs {need['shared']:,} bytes of shared memory, {SHARED[chip]:,} are there"
     if need["stack"] and dtype == torch.bfloat16:
         yield f"spills {need['stack']} bytes"
-    if not need["tensor_core"] and dtype != torch.float32 and "tl.dot(" in launch.kernel.src:
+    if need["dots"] and not need["tensor_core"] and dtype != torch.float32:
         yield "multiplies without tensor cores"
     for name in ("registers", "stack", "shared"):
         if before and need[name] > SLACK * before[name]:

@@ -226,6 +226,18 @@ def test_largest_and_mass_of_blocks_match_the_reference(choice, impl):
         assert error(actual[1].sum(-1), torch.tensor([32.0, 13.0]).expand(2, 2, 2)) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize("choice", ["lengths", "lengths alone"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_lies_behind_the_last_key_of_a_sample_may_be_nan(impl, choice):
+    n, m, d, e, block = SIZES["ragged"]
+    options = {"block": block, "impl": impl} | choices(n, m, block)[choice]
+    q, k, v = tokens(n, m, d, e, dtype=torch.float32)
+    behind = (torch.arange(m) >= options["key_lengths"][:, None])[:, None, :, None]
+    zeros, nans = ([q, *(t.masked_fill(behind, x) for t in (k, v))] for x in (0.0, torch.nan))
+    for actual, expected in zip(run(nans, **options)[0], run(zeros, **options)[0], strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_index_equals_the_mask_that_it_names():
     n, m, d, e, block = SIZES["ragged"]
     mask, args = random_mask(n, m, block), tokens(n, m, d, e)

@@ -79,6 +79,17 @@ def test_registered_ops_keep_the_rules_of_torch():
     torch.library.opcheck(torch_impl._statistic, (q.detach(), k.detach(), lse, False, *choice))
 
 
+@pytest.mark.parametrize("module", [torch_impl, pytest.importorskip("zoo.kernels.block_sparse_attention.triton_impl")])
+def test_gradients_lie_as_registered_ops_promise(module):
+    q, k, v = (t.mT.contiguous().mT.detach() for t in tokens(9, 13, 8, torch.float32))
+    choice = (torch.ones(1, 1, 1, 1, dtype=torch.bool), None, None, None, None, (16, 16), 0.3)
+    out, lse = module._attention(q, k, v, *choice)
+    forward = () if module is torch_impl else (out, lse)
+    for count in (9, 0):
+        given = (t[:, :, :count] for t in (out, lse, *forward, q))
+        torch.library.opcheck(module._backward, (*given, k, v, *choice), test_utils=("test_schema", "test_faketensor"))
+
+
 def test_autocast_does_not_lower_the_precision_inside():
     args = [t.bfloat16() for t in tokens(20, 20, 8)]
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -248,6 +248,36 @@ def test_registered_op_keeps_the_rules_of_torch():
     torch.library.opcheck(torch_impl._causal, (q, k, v, g, state, 2, torch.float32))
 
 
+@pytest.mark.parametrize("module", [torch_impl, pytest.importorskip("zoo.kernels.causal_linear_attention.triton_impl")])
+@pytest.mark.parametrize("n", [9, 0])
+def test_results_lie_as_registered_ops_promise(n, module):
+    turned = lambda *shape: torch.randn(*shape[:-2], shape[-1], shape[-2]).mT
+    q, k, v, g = (turned(1, 2, n, size) for size in (4, 4, 5, 4))
+    state, tests = turned(1, 2, 4, 5), ("test_schema", "test_faketensor")
+    torch.library.opcheck(module._causal, (q, k, v, -g.abs(), state, 2, torch.float32), test_utils=tests)
+    torch.library.opcheck(module._causal_backward, (v, state, q, k, v, -g.abs(), state, 2), test_utils=tests)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("case", ["by head", "by token", "by channel"])
+def test_decays_may_be_wider_or_narrower_than_tokens(case, impl):
+    args, call = problem(case, torch.float32, impl)
+    for dtype in (torch.float64, torch.bfloat16):
+        own = [*args[:-1], args[-1].to(dtype)]
+        expected = run(lambda *a: call(*a, impl="reference"), [t.double() for t in own])
+        actual = run(lambda *a: call(*a, impl=impl), own)
+        assert actual[-1].dtype == dtype
+        for one, exact in zip(actual[:-1], expected[:-1], strict=True):
+            assert error(one, exact) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nan_in_a_state_is_not_hidden(impl):
+    q = torch.rand(1, 1, 9, 16, dtype=torch.float16)
+    nan = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # what GPUs make of inf - inf
+    assert causal_linear_attention(q, q, q, initial_state=nan.expand(1, 1, 16, 16), impl=impl).isnan().all()
+
+
 def test_autocast_does_not_lower_the_precision_inside():
     args, call = problem("by channel", torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

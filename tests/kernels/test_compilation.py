@@ -35,6 +35,16 @@ def test_every_precision_and_head_dim_compiles_for_four_chips(op):
     assert told.returncode == 0, told.stdout + told.stderr[-2000:]
 
 
+def test_a_product_without_tensor_cores_is_told():
+    script = "import compile_kernels as tool; tool.TENSOR_CORES = {90: 'nowhere'}; raise SystemExit(tool.main())"
+    settings = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    settings["PYTHONPATH"] = f"{ROOT}{os.pathsep}{TOOL.parent}"
+    words = [sys.executable, "-c", script, "--op", "linear_attention", "--chip", "90"]
+    told = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True)
+    assert told.returncode == 1, told.stderr[-2000:]
+    assert told.stdout.count("multiplies without tensor cores") == 4  # all but the kernel that only adds
+
+
 def test_every_kernel_is_compiled_somewhere():
     told = compile_kernels("--help").stdout
     assert all(op in told for op in OPS)

@@ -242,6 +242,30 @@ def test_low_precision_stays_within_the_budget_of_a_dense_run(dtype, impl):
         assert_within_budget(actual, other, expected)
 
 
+GPU_NAN = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # what GPUs make of inf - inf
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("feature_map", ["elu1", "relu", "identity"])
+def test_nan_is_not_hidden(feature_map, impl):
+    q, k, v = (torch.randn(1, 1, 9, 16, generator=torch.Generator().manual_seed(i)).half() for i in range(3))
+    q[0, 0, 3, 1] = torch.nan
+    call = lambda *a, **more: linear_attention(*a, feature_map=feature_map, impl=impl, **more)
+    assert torch.equal(call(q, k, v).isnan().any(-1)[0, 0], torch.arange(9) == 3)
+    assert call(k, q, v).isnan().all()
+    state = LinearState(GPU_NAN.expand(1, 1, 16, 16), torch.zeros(1, 1, 16), torch.tensor(1.0))
+    assert call(k, k, v, norm=None, state=state).isnan().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_state_may_be_wider_than_the_sums(impl):
+    q, k, v = (torch.rand(1, 1, 9, 16) for _ in range(3))
+    state = linear_attention(q.double(), k.double(), v.double(), return_state=True)[1]
+    y, own = linear_attention(q, k, v, state=state, return_state=True, impl=impl)
+    assert (y.dtype, own.kv.dtype, own.k.dtype) == (torch.float32,) * 3
+    assert error(y, linear_attention(*(torch.cat([t, t], 2) for t in (q, k, v)))[:, :, :9]) <= TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_float16_sums_beyond_its_range(impl):
     q, k, v = (torch.full((1, 1, 300, 16), size, dtype=torch.float16) for size in (30.0, 300.0, 300.0))

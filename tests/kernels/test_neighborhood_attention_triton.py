@@ -1,10 +1,14 @@
 """The Triton path under the interpreter: small problems, each of its features at least once."""
 
+from math import prod
+
 import pytest
 import torch
 
 from tests.helpers import assert_within_budget, error
 from tests.kernels.neighborhoods import CASES, CIRCLE, attention, dense, inputs, run
+from zoo.kernels.neighborhood_attention.launches import Launch
+from zoo.kernels.neighborhood_attention.plan import Axis, Geometry
 
 triton_impl = pytest.importorskip("zoo.kernels.neighborhood_attention.triton_impl")
 
@@ -65,6 +69,17 @@ def test_tiles_meet_at_their_borders(grid):
 @pytest.mark.parametrize(("d", "e"), [(30, 24), (80, 16), (16, 256)])
 def test_head_dims_need_not_be_powers_of_two(d, e):
     check(8, {"kernel": 3}, b=1, heads=1, d=d, e=e)
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(64, torch.bfloat16), (256, torch.bfloat16), (128, torch.float32)], ids=str)
+@pytest.mark.parametrize("name", ["forward", "queries", "keys"])
+def test_tiles_are_as_large_as_products_on_a_gpu_have_to_be(name, d, dtype):
+    for grid in ((1,), (3,), (64,), (8, 8), (1, 50), (4, 4, 4)):
+        geometry = Geometry(tuple(Axis(n, 3, 2, 1, False, True) for n in grid), 0)
+        q = torch.zeros(1, 2, prod(grid), d, dtype=dtype)
+        for table in (None, torch.zeros(2, 5 ** len(grid))):
+            launch = Launch(name, geometry, q, q, None, table)
+            assert min(prod(launch.constants[side]) for side in "TK") >= 16, grid
 
 
 def test_sums_over_parts_of_the_queries_are_whole(monkeypatch):

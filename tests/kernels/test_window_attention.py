@@ -11,6 +11,7 @@ from zoo.kernels.window_attention import (
     torch_impl,
     window_attention,
 )
+from zoo.kernels.window_attention.plan import runs
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}  # sums of up to 600 terms; gradients of the bias of a few more
 
@@ -169,6 +170,13 @@ def test_overlapping_keys_equal_the_unfolded_form_with_zero_keys_attended(impl):
     assert error(actual, expected) <= TOLERANCE[torch.float64]
 
 
+def test_windows_whose_tokens_all_see_each_other_are_not_looked_at_pair_by_pair():
+    for attend, n in ((False, 8192), (True, 4095)):  # two bins; softmax plus one
+        found = runs(n, 4096, 1, 0, 0, False, attend, False)
+        assert not any(run.seen for run in found)
+        assert all(run.mask().all() for run in found[:1])
+
+
 def test_padding_that_is_masked_has_no_influence_and_none_is_read():
     grid, window = (5, 6), 4
     q, k, v = tokens(grid, e=5)
@@ -296,7 +304,8 @@ def broken(**changes):
         ({"shift": 2}, r"shift must be in \[0, window\) for window \(2, 2\), got \(2, 2\)"),
         ({"overlap": 1, "shift": 1}, r"overlap must be \(0, 0\) for windows that shift or wrap, got \(1, 1\)"),
         ({"overlap": -1}, r"overlap must be at least \(0, 0\), got \(-1, -1\)"),
-        ({"overlap": 1}, r"bias_index must be int64 \(4, 16\), got \(4, 4\)"),
+        ({"overlap": 1}, r"bias_index must be int64 \(4, 16\), got torch.int64 \(4, 4\)"),
+        ({"bias_index": torch.ones(4, 4, dtype=torch.bool)}, r"bias_index must be int64 \(4, 4\), got torch.bool"),
         ({"bias_index": None}, r"bias_table and bias_index must come together"),
         ({"bias_table": torch.zeros(9, 3)}, r"bias_table must be float \(rows, 2\), got \(9, 3\)"),
         ({"pad": "zeros"}, r"pad must be mask or attend, got 'zeros'"),

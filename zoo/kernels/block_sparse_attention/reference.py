@@ -9,6 +9,9 @@ from .plan import Choice, blocks, unpack_mask
 
 def forward(q: Tensor, k: Tensor, v: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
     seen = _seen(q, k, choice)
+    if choice.key_lengths is not None:  # what lies behind may be NaN
+        behind = torch.arange(k.shape[2], device=k.device) >= choice.key_lengths[:, None]
+        k, v = (t.masked_fill(behind[:, None, :, None], 0) for t in (k, v))
     nothing = ~seen.any(-1)
     logits = choice.scale * q.double() @ k.double().mT  # b heads n m
     logits = logits.masked_fill(~seen, -torch.inf).masked_fill(nothing[..., None], 0)

@@ -99,7 +99,7 @@ def _backward(
                 each[row.seen :] = 0
                 _product(left.mT, right, factor, each[: row.seen])
                 sums[row.head].index_add_(0, row.columns, part)
-    dk, dv = (t.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype) for t in (dk, dv))
+    dk, dv = (t.flatten(2, 3)[:, :, : k.shape[2]].to(k.dtype).contiguous() for t in (dk, dv))
     return dq.to(q.dtype), dk, dv
 
 

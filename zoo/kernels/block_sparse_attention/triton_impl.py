@@ -11,13 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels import chips
+from zoo.kernels.rounding import INTERPRETED, narrow
 
 from .plan import CHOICE, Choice, block_cover, blocks, words_of
 from .tuning import BACKWARD_KEYS, BACKWARD_QUERIES, FORWARD, STATISTIC, tile
 
-INTERPRETED: tl.constexpr = tl.constexpr(chips.INTERPRETED)
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -56,15 +55,6 @@ def _list_kernel(
 
 
 @triton.jit
-def _round(x, dtype: tl.constexpr):
-    """Float32 to the nearest of `dtype`; the interpreter would cut bits off for bf16."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
 def _dot(a, b, acc=None):
     if INTERPRETED:  # see zoo.kernels.chips
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -75,7 +65,7 @@ def _dot(a, b, acc=None):
 def _load(ptr, start, stride, stride_d, limit, T: tl.constexpr, D: tl.constexpr, CHECKED: tl.constexpr):
     """Tokens start .. start + T of one head, zeros from `limit` on, (T, next power of two of D)."""
     token, d = tl.arange(0, T), tl.arange(0, triton.next_power_of_2(D) if D > 16 else 16)
-    at = ptr + start.to(tl.int64) * stride + (token[:, None] * stride + d[None, :] * stride_d)
+    at = ptr + (start.to(tl.int64) + token)[:, None] * stride + d[None, :].to(tl.int64) * stride_d
     inside = d[None, :] < D
     if CHECKED:
         return tl.load(at, mask=(start + token < limit)[:, None] & inside, other=0.0)
@@ -89,7 +79,7 @@ def _store(ptr, x, start, limit, T: tl.constexpr, D: tl.constexpr):
     """Write tokens (T, padded D) to a contiguous (limit, D)."""
     token, d = tl.arange(0, T), tl.arange(0, x.shape[1])
     at = ptr + start.to(tl.int64) * D + (token[:, None] * D + d[None, :])
-    tl.store(at, _round(x, ptr.dtype.element_ty), mask=(start + token < limit)[:, None] & (d < D)[None, :])
+    tl.store(at, narrow(x, ptr.dtype.element_ty), mask=(start + token < limit)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
@@ -148,8 +138,8 @@ def _forward_kernel(
     for checked in tl.static_range(1 + CUTS):
         for t in range((cut if checked else whole) * (BN // TN if LISTED else 1)):
             first = _token(list_ptr, t, whole, size, checked, LISTED, BN, TN)
-            k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
-            logits = _dot(q, tl.trans(k)) * (scale * LOG2E)
+            k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
+            logits = _dot(q, tl.trans(k)) * (scale * _LOG2E)
             if checked:
                 keys = first + tl.arange(0, TN)
                 seen = _seen(query_ptr, key_ptr, words_ptr, words, rows, keys, n, m, length, RULED, False)
@@ -159,12 +149,12 @@ def _forward_kernel(
             p, shrink = tl.exp2(logits - anchor[:, None]), tl.exp2(most - anchor)
             most, total = new, total * shrink + tl.sum(p, 1)
             if E > 0:
-                v = _load(v_ptr, first, v_n, v_d, m, TN, E, checked)
-                acc = _dot(_round(p, v.dtype), v, acc * shrink[:, None])
+                v = _load(v_ptr, first, v_n, v_d, length, TN, E, checked)
+                acc = _dot(narrow(p, v.dtype), v, acc * shrink[:, None])
     empty = total == 0
     total = tl.where(empty, 1.0, total)
     own = sample * tl.num_programs(1) + head
-    tl.store(lse_ptr + own * n + rows, tl.where(empty, -float("inf"), (most + tl.log2(total)) / LOG2E), mask=rows < n)
+    tl.store(lse_ptr + own * n + rows, tl.where(empty, -float("inf"), (most + tl.log2(total)) / _LOG2E), mask=rows < n)
     if E > 0:
         _store(out_ptr + own * n * E, acc / total[:, None], start, n, TM, E)
 
@@ -186,7 +176,7 @@ def _query_kernel(
     delta = tl.sum(out.to(tl.float32) * do.to(tl.float32), 1)
     delta -= tl.load(dlse_ptr + own * n + rows, mask=rows < n, other=0.0)
     tl.store(delta_ptr + own * n + rows, delta, mask=rows < n)
-    lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * LOG2E
+    lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * _LOG2E
     lse = tl.where(lse == -float("inf"), float("inf"), lse)  # so that p is 0 where nothing is seen
     k_ptr += sample * k_b + head * k_h
     v_ptr += sample * v_b + head * v_h
@@ -196,15 +186,15 @@ def _query_kernel(
     for checked in tl.static_range(1 + CUTS):
         for t in range((cut if checked else whole) * (BN // TN if LISTED else 1)):
             first = _token(list_ptr, t, whole, size, checked, LISTED, BN, TN)
-            k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
-            v = _load(v_ptr, first, v_n, v_d, m, TN, E, checked)
-            p = tl.exp2(_dot(q, tl.trans(k)) * (scale * LOG2E) - lse[:, None])
+            k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
+            v = _load(v_ptr, first, v_n, v_d, length, TN, E, checked)
+            p = tl.exp2(_dot(q, tl.trans(k)) * (scale * _LOG2E) - lse[:, None])
             if checked:
                 keys = first + tl.arange(0, TN)
                 seen = _seen(query_ptr, key_ptr, words_ptr, words, rows, keys, n, m, length, RULED, False)
                 p = tl.where(seen, p, 0.0)
             ds = p * (_dot(do, tl.trans(v)) - delta[:, None])
-            dq = _dot(_round(ds, k.dtype), k, dq)
+            dq = _dot(narrow(ds, k.dtype), k, dq)
     _store(dq_ptr + own * n * D, dq * scale, start, n, TM, D)
 
 
@@ -232,16 +222,16 @@ def _key_kernel(
             rows = first + tl.arange(0, TM)
             q = _load(q_ptr, first, q_n, q_d, n, TM, D, checked)
             do = _load(do_ptr, first, do_n, do_d, n, TM, E, checked)
-            lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * LOG2E
+            lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * _LOG2E
             lse = tl.where(lse == -float("inf"), float("inf"), lse)
             delta = tl.load(delta_ptr + own * n + rows, mask=rows < n, other=0.0)
-            p = tl.exp2(_dot(k, tl.trans(q)) * (scale * LOG2E) - lse[None, :])  # keys by queries
+            p = tl.exp2(_dot(k, tl.trans(q)) * (scale * _LOG2E) - lse[None, :])  # keys by queries
             if checked and RULED:
                 seen = _seen(query_ptr, key_ptr, words_ptr, words, rows, keys, n, m, length, RULED, True)
                 p = tl.where(seen, p, 0.0)
-            dv = _dot(_round(p, do.dtype), do, dv)
+            dv = _dot(narrow(p, do.dtype), do, dv)
             ds = p * (_dot(v, tl.trans(do)) - delta[None, :])
-            dk = _dot(_round(ds, q.dtype), q, dk)
+            dk = _dot(narrow(ds, q.dtype), q, dk)
     real = (keys < length)[:, None]  # what was computed for the others means nothing
     _store(dk_ptr + own * m * D, tl.where(real, dk * scale, 0.0), start, m, TN, D)
     _store(dv_ptr + own * m * E, tl.where(real, dv, 0.0), start, m, TN, E)
@@ -269,10 +259,10 @@ def _statistic_kernel(
                 start, first = line * BM + part % (BM // TM) * TM, block + part // (BM // TM) * TN
                 rows, keys = start + tl.arange(0, TM), first + tl.arange(0, TN)
                 q = _load(q_ptr, start, q_n, q_d, n, TM, D, True)
-                k = _load(k_ptr, first, k_n, k_d, m, TN, D, checked)
-                lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * LOG2E
+                k = _load(k_ptr, first, k_n, k_d, length, TN, D, checked)
+                lse = tl.load(lse_ptr + own * n + rows, mask=rows < n, other=-float("inf")) * _LOG2E
                 lse = tl.where(lse == -float("inf"), float("inf"), lse)
-                p = tl.exp2(_dot(q, tl.trans(k)) * (scale * LOG2E) - lse[:, None])
+                p = tl.exp2(_dot(q, tl.trans(k)) * (scale * _LOG2E) - lse[:, None])
                 if checked:
                     seen = _seen(query_ptr, key_ptr, words_ptr, words, rows, keys, n, m, length, RULED, False)
                     p = tl.where(seen, p, 0.0)

@@ -8,12 +8,12 @@ from torch.nn import functional as F
 _LEAST = -1000.0
 
 
-def by_block(log_decay: Tensor, block: int) -> Tensor:
-    """The sum over a block at its first token and 0 at its others; (b, heads, n, 1 or d), finite, float32 or wider.
+def by_block(log_decay: Tensor, block: int, dtype: torch.dtype) -> Tensor:
+    """The sum over a block at its first token and 0 at its others; (b, heads, n, 1 or d), finite, of that dtype.
 
     Sums over the tokens after j and up to i are then those over the blocks after that of j and up to that of i.
     """
-    log_decay = log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)).clamp(min=_LEAST)
+    log_decay = log_decay.to(dtype).clamp(min=_LEAST)
     if block == 1:
         return log_decay
     n = log_decay.shape[2]

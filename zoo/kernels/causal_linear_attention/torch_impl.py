@@ -22,7 +22,7 @@ _NUMBERS = 2**17  # of each tensor in work at once: 512 KiB in float32
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    g = None if log_decay is None else by_block(log_decay, block)
+    g = None if log_decay is None else by_block(log_decay, block, _wide(q))
     return _causal(q, k, v, g, initial_state, block, dtype)
 
 

@@ -12,27 +12,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.chips import INTERPRETED
+from zoo.kernels.rounding import narrow, tf32
 
 from .decay import by_block
 from .plan import Plan, plan
 
-_INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter cuts digits off where a GPU rounds to bf16
 # Half-precision tokens are exact as tf32, and states and weights keep more digits than in bf16, and more range than in
 # float16. For float32 tf32 would be too coarse.
 _PRECISION = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
 
 
 @triton.jit
-def _rounded(x):
-    """To the nearest tf32: tensor cores cut the digits off, which shrinks every product."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     if PRECISION == "tf32":
-        a, b = _rounded(a), _rounded(b)
+        a, b = tf32(a), tf32(b)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
@@ -44,11 +37,8 @@ def _load(ptr, rows, along_rows, columns, along_columns, inside):
 
 @triton.jit
 def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
-    if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    tl.store(ptr + places, x.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + places, narrow(x, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -339,7 +329,7 @@ def _causal(
 ) -> tuple[Tensor, Tensor]:
     out = _empty(v, dtype)
     if not out.numel():
-        return out, initial_state.float().clone()
+        return out, initial_state.float().clone(memory_format=torch.contiguous_format)
     how = plan(q, v, block)
     states, _ = _sums(k, g, v, initial_state, None, how, keys=True)
     _read(q, k, v, g, states, out, how, back=False)
@@ -348,7 +338,7 @@ def _causal(
 
 @_causal.register_fake
 def _(q, k, v, g, initial_state, block, dtype):
-    return _empty(v, dtype), torch.empty_like(initial_state, dtype=torch.float32)
+    return _empty(v, dtype), initial_state.new_empty(initial_state.shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("zoo::causal_linear_attention_backward", mutates_args=())
@@ -358,7 +348,7 @@ def _causal_backward(
     dq, dk, dv = (_empty(t, t.dtype) for t in (q, k, v))
     dg = q.new_empty(0) if g is None else g.new_zeros(g.shape)
     if not dv.numel():
-        return dq, dk, dv, dg, dstate.to(initial_state.dtype, copy=True)
+        return dq, dk, dv, dg, initial_state.new_empty(initial_state.shape).copy_(dstate)
     how, gates = plan(q, v, block), q if g is None else g
     states, whole = _sums(k, g, v, initial_state, None, how, keys=True)
     dstates, _ = _sums(q, g, dout, dstate, whole, how, keys=False)
@@ -396,5 +386,5 @@ _causal.register_autograd(_grad, setup_context=_save)
 def forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, block: int, initial_state: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    g = None if log_decay is None else by_block(log_decay, block)
+    g = None if log_decay is None else by_block(log_decay, block, torch.float32)
     return _causal(q, k, v, g, initial_state, block, dtype)

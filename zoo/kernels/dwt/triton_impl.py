@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zoo.kernels.chips import tuned
+from zoo.kernels.rounding import narrow
 
 from .ends import WEIGHTED, before, fill, fold_into, inner, sources
 from .filters import band_size, signal_size
@@ -94,15 +95,16 @@ def _analysis_kernel(
         else:
             approx += low
             vertical += high
+    dtype = y_ptr.dtype.element_ty
     y_ptr += r.to(tl.int64)[:, None] * y_row + c.to(tl.int64)[None] * y_column
     inside = in_rows[:, None] & in_columns[None]
-    tl.store(y_ptr, approx, mask=inside)
+    tl.store(y_ptr, narrow(approx, dtype), mask=inside)
     if ROW_TAPS > 1:
-        tl.store(y_ptr + y_band_r, horizontal, mask=inside)
+        tl.store(y_ptr + y_band_r, narrow(horizontal, dtype), mask=inside)
     if COLUMN_TAPS > 1:
-        tl.store(y_ptr + y_band_c, vertical, mask=inside)
+        tl.store(y_ptr + y_band_c, narrow(vertical, dtype), mask=inside)
         if ROW_TAPS > 1:
-            tl.store(y_ptr + y_band_c + y_band_r, diagonal, mask=inside)
+            tl.store(y_ptr + y_band_c + y_band_r, narrow(diagonal, dtype), mask=inside)
 
 
 @triton.jit
@@ -169,7 +171,8 @@ def _synthesis_kernel(
 @triton.jit
 def _put(x_ptr, x, row, column, rows, columns, x_row, x_column):
     inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))[None]
-    tl.store(x_ptr + row.to(tl.int64)[:, None] * x_row + column.to(tl.int64)[None] * x_column, x, mask=inside)
+    place = row.to(tl.int64)[:, None] * x_row + column.to(tl.int64)[None] * x_column
+    tl.store(x_ptr + place, narrow(x, x_ptr.dtype.element_ty), mask=inside)
 
 
 def _grid(rows: int, columns: int, planes: int, x: Tensor) -> tuple[tuple[int], dict[str, int]]:

@@ -89,11 +89,11 @@ def linear_attention(
     if state is not None:
         _check_state(state, (*q.shape[:2], *segments, q.shape[3], v.shape[3]))
 
-    keys, queries = float(k.shape[2]), float(q.shape[2])
+    keys, queries, wide = float(k.shape[2]), float(q.shape[2]), torch.promote_types(q.dtype, torch.float32)
     if cu_seqlens is not None:
-        keys = queries = cu_seqlens.diff().to(torch.promote_types(q.dtype, torch.float32))
+        keys = queries = cu_seqlens.diff().to(wide)
     if state is not None:
-        keys = keys + state.keys
+        keys = keys + state.keys.to(wide)
     each = {"mean": (keys, keys), "mean_queries": (queries, keys), "sum": (1.0, 1.0), None: (1.0, None)}[norm]
     divisors = _at_least_one(each[0]), None if each[1] is None else _at_least_one(each[1])
 
@@ -104,7 +104,7 @@ def linear_attention(
         from .torch_impl import forward
     else:
         from .triton_impl import forward
-    before = None if state is None else (state.kv, state.k)
+    before = None if state is None else (state.kv.to(wide), state.k.to(wide))
     out, kv, z = forward(q, k, v, q2, k2, feature_map, map_eps, divisors, eps, cu_seqlens, before)
     if not return_state:
         return out

@@ -15,28 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.chips import INTERPRETED
+from zoo.kernels.rounding import narrow, tf32
 
 from .features import softmax_features
 from .plan import Pass, plan
 from .state import between
 
-_INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter cuts digits off where a GPU rounds to bf16
 # What is computed from half-precision tokens is multiplied as tf32: f(k) and S rounded to bf16 would cost more digits
 # than softmax attention loses, and float16 overflow. Tokens stay exact. For float32 tf32 would be too coarse.
 _PRECISION = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
 
 
 @triton.jit
-def _rounded(x):
-    """To the nearest tf32: tensor cores cut the digits off, which shrinks every product."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
     if PRECISION == "tf32":
-        a, b = _rounded(a), _rounded(b)
+        a, b = tf32(a), tf32(b)
     return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
@@ -49,18 +42,15 @@ def _load(ptr, rows, along_rows, columns, along_columns, inside):
 @triton.jit
 def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
     places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    tl.store(ptr + places, x.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + places, narrow(x, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _features(x, map_eps: tl.constexpr, inside, MAP: tl.constexpr):
     if MAP == "elu1":
-        x = tl.where(x > 0, x + 1, tl.exp(tl.minimum(x, 0.0)))
+        x = tl.where(x < 0, tl.exp(tl.minimum(x, 0.0)), x + 1)  # this way around NaN stays NaN
     elif MAP == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.where(x < 0, 0.0, x)
     return tl.where(inside, x + map_eps, 0.0)
 
 

@@ -16,6 +16,7 @@ from .plan import Axis, Geometry, key_tiles, query_tiles, spans
 # key tiles, then the places of the tables of windows, of query tiles and of key tiles.
 PLACES = 0, 3, 6, 12, 15
 _HEADER = 21
+_LEAST = 16  # tokens of a tile that tl.dot takes
 
 
 class _Settings(NamedTuple):
@@ -26,7 +27,12 @@ class _Settings(NamedTuple):
 
 
 _QUERIES = {128: _Settings(128, 64, 8, 2), 256: _Settings(64, 64, 8, 2), 1024: _Settings(32, 16, 4, 1)}
-_KEYS = {128: _Settings(32, 64, 4, 2), 256: _Settings(32, 64, 8, 2), 1024: _Settings(16, 32, 4, 1)}
+_KEYS = {
+    128: _Settings(32, 64, 4, 2),
+    256: _Settings(32, 64, 8, 2),
+    512: _Settings(16, 32, 4, 1),
+    1024: _Settings(16, 16, 4, 1),
+}
 # By chip, pass, and bytes of a head of one token: found by compiling, nothing spills at 64 and 128 in bf16.
 _TUNED = {
     80: {"forward": _QUERIES, "queries": _QUERIES, "keys": _KEYS},
@@ -91,9 +97,9 @@ def _sides(axes: tuple[Axis, ...], size: int) -> tuple[int, ...]:
     """Sides of a tile of `size` tokens, powers of two, as equal as the classes of the axes allow."""
     room = [_power_of_2(-(-axis.length // axis.dilation)) for axis in axes]
     sides = [1, 1, 1]
-    while prod(sides) < size:
+    while prod(sides) < max(size, _LEAST):
         free = [i for i in (2, 1, 0) if sides[i] < room[i]]
-        if not free and prod(sides) >= 16:  # the least that tl.dot takes
+        if not free and prod(sides) >= _LEAST:
             break
         sides[min(free, key=lambda i: sides[i]) if free else 2] *= 2
     return tuple(sides)

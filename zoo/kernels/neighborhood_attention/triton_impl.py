@@ -11,12 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.chips import INTERPRETED
+from zoo.kernels.rounding import INTERPRETED, narrow
 
 from .launches import PLACES, Launch, in_rows, strides, tokens_first
 from .plan import Geometry
 
-_INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter multiplies bits of bf16, and cuts off where GPUs round
 _LOG2E = tl.constexpr(1.4426950408889634)
 _STEPS, _REACH, _COUNTS, _WINDOWS, _TILES = (tl.constexpr(place) for place in PLACES)
 _CHUNK = 4096  # queries that one program sums for extra keys and for the bias
@@ -26,16 +25,13 @@ _CHUNK = 4096  # queries that one program sums for extra keys and for the bias
 def _rows(ptr, token, inside, stride, D: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)[None, :]
     x = tl.load(ptr + token.to(tl.int64)[:, None] * stride + d, mask=inside[:, None] & (d < D), other=0.0)
-    return x.to(tl.float32) if _INTERPRETED else x  # tokens d
+    return x.to(tl.float32) if INTERPRETED else x  # its bf16 products are wrong
 
 
 @triton.jit
 def _put(ptr, token, inside, stride, x, D: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)[None, :]
-    if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    tl.store(ptr + token.to(tl.int64)[:, None] * stride + d, x.to(ptr.dtype.element_ty), inside[:, None] & (d < D))
+    tl.store(ptr + token.to(tl.int64)[:, None] * stride + d, narrow(x, ptr.dtype.element_ty), inside[:, None] & (d < D))
 
 
 @triton.jit

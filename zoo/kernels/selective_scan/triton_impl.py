@@ -17,9 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.chips import INTERPRETED, tuned
-
-_INTERPRETED = tl.constexpr(INTERPRETED)  # the interpreter cuts digits off where a GPU rounds to bf16
+from zoo.kernels.chips import tuned
+from zoo.kernels.rounding import narrow
 
 
 class _Tile(NamedTuple):
@@ -59,16 +58,14 @@ def _tokens(orders_ptr, path, t, n, inside):
 def _read(ptr, rows, along_rows, columns, along_columns, inside_rows, inside_columns, wide: tl.constexpr):
     """Tile (rows, columns); zero outside."""
     inside = inside_rows[:, None] & inside_columns[None]
-    x = tl.load(ptr + rows[:, None] * along_rows + columns[None] * along_columns, mask=inside, other=0.0)
+    at = rows[:, None].to(tl.int64) * along_rows + columns[None] * along_columns
+    x = tl.load(ptr + at, mask=inside, other=0.0)
     return x.to(wide)
 
 
 @triton.jit
 def _write(ptr, at, x, inside):
-    if _INTERPRETED and ptr.dtype.element_ty == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    tl.store(ptr + at, x, mask=inside)
+    tl.store(ptr + at, narrow(x, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

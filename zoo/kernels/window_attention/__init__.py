@@ -181,5 +181,7 @@ def _check_bias(
         raise ValueError(f"window_attention: bias_table must be float (rows, {heads}), got {tuple(table.shape)}")
     queries = window[0] * window[1]
     keys = (window[0] + 2 * overlap[0]) * (window[1] + 2 * overlap[1])
-    if index.shape != (queries, keys) or index.is_floating_point():
-        raise ValueError(f"window_attention: bias_index must be int64 {(queries, keys)}, got {tuple(index.shape)}")
+    if index.shape != (queries, keys) or index.dtype != torch.int64:
+        raise ValueError(
+            f"window_attention: bias_index must be int64 {(queries, keys)}, got {index.dtype} {tuple(index.shape)}"
+        )

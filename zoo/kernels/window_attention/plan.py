@@ -40,11 +40,17 @@ class Run(NamedTuple):
     step: int
     queries: Span
     keys: Span
-    seen: tuple[tuple[bool, ...], ...]  # by each query, which of the keys
+    seen: tuple[tuple[bool, ...], ...]  # by each query, which of the keys; empty where all see all
 
     def moved(self, by: int) -> "Run":
         """The same part of windows that lie `by` tokens further on."""
         return self._replace(queries=self.queries.moved(by), keys=self.keys.moved(by))
+
+    def mask(self) -> Tensor:
+        """Which of the keys each query sees, bool (n, m) along the axis."""
+        if self.seen:
+            return torch.tensor(self.seen)
+        return torch.ones(self.queries.size, self.keys.size, dtype=torch.bool)
 
 
 class Block(NamedTuple):
@@ -83,9 +89,8 @@ def blocks(
         queries, keys = (rows.queries, columns.queries), (rows.keys, columns.keys)
         place = tuple(slice(span.first, span.first + span.size) for span in (*queries, *keys))
         part = none if bias is None else bias[(slice(None), *place)].flatten(1, 2).flatten(2, 3)  # heads n m
-        seen = [torch.tensor(axis.seen) for axis in (rows, columns)]  # n m along one axis
-        if not all(one.all() for one in seen):
-            both = seen[0][:, None, :, None] & seen[1][:, None, :]  # wh ww kh kw
+        if rows.seen or columns.seen:
+            both = rows.mask()[:, None, :, None] & columns.mask()[:, None, :]  # wh ww kh kw
             part = part.masked_fill(~both.flatten(0, 1).flatten(1, 2).to(q.device), -torch.inf)
         part = part.expand(heads, -1, -1)
         most = limit // (queries[0].size * queries[1].size * keys[0].size * keys[1].size)
@@ -164,9 +169,12 @@ def _parts(
             continue
         # A window in one may hold padding between its tokens; what its padded queries see does not matter.
         inside, seen = (range(tokens[0], tokens[-1] + 1, queries.step) for tokens in (inside, seen))
-        sees = tuple(
-            tuple((attend or real(j)) and (around(i) == around(j) or not real(i)) for j in seen) for i in inside
-        )
+        sees = ()
+        sides = {around(i) for i in inside if real(i)} | {around(j) for j in seen}
+        if len(sides) > 1 or not (attend or all(map(real, seen))):  # a look at each pair costs more than its products
+            sees = tuple(
+                tuple((attend or real(j)) and (around(i) == around(j) or not real(i)) for j in seen) for i in inside
+            )
         yield Run(1, 0, span(inside, queries), span(seen, keys), sees)
 
 

@@ -15,27 +15,18 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.kernels.chips import INTERPRETED
+from zoo.kernels.rounding import INTERPRETED, narrow
 
 from .tuning import Call
 
-_INTERPRETED = tl.constexpr(INTERPRETED)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def _dot(a, b):
-    if _INTERPRETED:  # its bf16 products are wrong
+    if INTERPRETED:  # its bf16 products are wrong
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="ieee")  # tf32 would cost float32 tokens three digits
-
-
-@triton.jit
-def _narrow(x, dtype: tl.constexpr):
-    if _INTERPRETED and dtype == tl.bfloat16:  # its cast cuts off where GPUs round
-        bits = x.to(tl.int32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    return x.to(dtype)
 
 
 @triton.jit
@@ -74,7 +65,7 @@ def _tokens(y, x, held, order_ptr, axes, SHIFTED: tl.constexpr, WRAP: tl.constex
 @triton.jit
 def _load(ptr, token, held, along_n, along_d, D: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
-    at = token[:, None] * along_n + column[None, :] * along_d
+    at = token[:, None] * along_n + column[None, :].to(tl.int64) * along_d
     return tl.load(ptr + at, mask=held[:, None] & (column[None, :] < D), other=0.0)
 
 
@@ -82,7 +73,7 @@ def _load(ptr, token, held, along_n, along_d, D: tl.constexpr, BLOCK: tl.constex
 def _store(ptr, token, held, along_n, values, D: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     at = token[:, None] * along_n + column[None, :]
-    tl.store(ptr + at, _narrow(values, ptr.dtype.element_ty), mask=held[:, None] & (column[None, :] < D))
+    tl.store(ptr + at, narrow(values, ptr.dtype.element_ty), mask=held[:, None] & (column[None, :] < D))
 
 
 @triton.jit
@@ -140,7 +131,7 @@ def _forward_kernel(
             p, shrink = tl.exp2(logits - level[:, None]), tl.exp2(most - level)
             v = _load(v_ptr + image * v_b + head * v_h, other, inside, v_n, v_d, E, BLOCK_E)
             total = total * shrink + tl.sum(p, 1)
-            sums = sums * shrink[:, None] + _dot(_narrow(p, v.dtype), v)
+            sums = sums * shrink[:, None] + _dot(narrow(p, v.dtype), v)
             most = top
         total = tl.where(real, total, 1.0)
         line = (image * h * w) * heads + head  # of (b n heads)
@@ -189,7 +180,7 @@ def _dq_kernel(
                 logits += _biases(bias_ptr + head * QUERIES * KEYS, query[:, None], key[None, :], QUERIES, KEYS)
             p = tl.where(own[:, None] == mark[None, :], tl.exp2(logits - lse[:, None]), 0.0)
             ds = p * (_dot(dout, v.T) - delta[:, None])
-            dq += _dot(_narrow(ds, k.dtype), k)
+            dq += _dot(narrow(ds, k.dtype), k)
         _store(dq_ptr + line * D, token, real, heads * D, dq * scale, D, BLOCK_D)
 
 
@@ -240,8 +231,8 @@ def _dkv_kernel(
             p = tl.where(own[None, :] == mark[:, None], tl.exp2(logits - lse[None, :]), 0.0)
             ds = p * (_dot(v, dout.T) - delta[None, :])
             if KEYS_TOO:
-                dv += _dot(_narrow(p, dout.dtype), dout)
-                dk += _dot(_narrow(ds, q.dtype), q)
+                dv += _dot(narrow(p, dout.dtype), dout)
+                dk += _dot(narrow(ds, q.dtype), q)
             if BIAS_TOO:
                 dbias += ds
         if KEYS_TOO:
