@@ -9,7 +9,7 @@ from zoo.media import Picture
 from zoo.models import create
 from zoo.models.weights import write_weights
 from zoo.pipelines import restoring
-from zoo.pipelines.restoring import facts, prepare, restore, restore_picture
+from zoo.pipelines.restoring import facts, prepare, restore, restore_picture, restore_video
 
 CONV = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4, "upscale": 2}
 RNG = np.random.default_rng(0)
@@ -164,3 +164,28 @@ def test_broken_weights_are_not_written_as_a_black_picture():
         restore(torch.rand(1, 3, 5, 5), network)
     with pytest.raises(UserError, match="use --dtype float32"):
         restore(torch.rand(1, 3, 5, 5), network, dtype="bfloat16")
+
+
+def test_every_frame_of_a_video_is_what_the_picture_alone_becomes(conv, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'zoo[video]'")
+    shades = np.add.outer(np.arange(10), np.arange(12)) * 11  # smooth: H.264 keeps a quarter of the colours of noise
+    frames = np.stack([shades, shades // 2, 255 - shades], 2).astype(np.uint8)[None].repeat(3, 0)
+    frames[1] //= 2
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=5)  # lossless
+        stream.width, stream.height, stream.pix_fmt = 12, 10, "bgr0"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode())
+    seen = []
+    found = restore_video(conv, tmp_path / "a.mkv", tmp_path / "b.mkv", progress=lambda *numbers: seen.append(numbers))
+    assert (found.frames, found.new_size) == (3, (24, 20))
+    assert seen[0] == (0, 0)
+    assert (1, 3) in seen
+    assert seen[-1] == (3, 3)
+    with av.open(str(tmp_path / "b.mkv")) as file:
+        restored = [frame.to_ndarray(format="rgb24") / 255 for frame in file.decode(video=0)]
+    for frame, out in zip(frames, restored, strict=True):
+        expected = restore_picture(conv, Picture(frame / np.float32(255))).pixels
+        assert np.abs(out - expected).mean() < 0.025
+    assert np.abs(restored[1] - restored[0]).mean() > 0.1

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "fit": ("zoo.cli.fit", "train what a recipe describes, or go on with it"),
     "sample": ("zoo.cli.sample", "make pictures from prompts"),
-    "restore": ("zoo.cli.restore", "restore an image or a folder of images"),
+    "restore": ("zoo.cli.restore", "restore an image, a video or a folder of them"),
     "evaluate": ("zoo.cli.evaluate", "measure a model on images with ground truth"),
     "compare": ("zoo.cli.evaluate", "measure several models side by side"),
     "list": ("zoo.cli.models", "list the models"),

@@ -1,9 +1,11 @@
 """A picture in, the restored picture out: channels, transparency, depth and precision around `tiling.restore`."""
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from zoo import __version__, shipped
 from zoo.errors import UserError
-from zoo.media import Picture, from_pil, to_pil
+from zoo.media import Changed, Picture, change_video, from_pil, to_pil
 from zoo.models import load, needs
 from zoo.models.weights import tensor_hash
 from zoo.pipelines import tiling
@@ -143,6 +145,47 @@ def restore_picture(
         alpha = (alpha > 0.5).to(alpha) if hard else alpha
     pixels = out[0].permute(1, 2, 0).contiguous().numpy()
     return Picture(pixels, None if alpha is None else alpha[0, 0].numpy(), picture.bits, dict(picture.info))
+
+
+def restore_video(
+    network: nn.Module,
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str = "float32",
+    tile: int | str | None = "auto",
+    overlap: int | None = None,
+    progress: Callable[[float, int], None] | None = None,
+    note: str = "",
+    force: bool = False,
+) -> Changed:
+    """Restore a video file frame by frame with a prepared network; times, audio and colours are kept.
+
+    Args:
+        network: prepared.
+        source: the file.
+        target: the file to be made; see `zoo.media.change_video`, also for the errors.
+        dtype: as for `restore`.
+        tile: as for `restore`.
+        overlap: as for `restore`.
+        progress: called with the frames done (parts of one count too) and in all (0 = unknown).
+        note: goes into the file as its comment.
+        force: replace a file that exists.
+    """
+    reached = [0, 0]
+
+    def frames(done: int, total: int) -> None:
+        reached[:] = done, total
+
+    def tiles(part: int, whole: int) -> None:
+        if progress is not None:
+            progress(reached[0] + part / whole, reached[1])
+
+    def change(frame: np.ndarray) -> np.ndarray:
+        picture = Picture(np.ascontiguousarray(frame))
+        return restore_picture(network, picture, dtype=dtype, tile=tile, overlap=overlap, progress=tiles).pixels
+
+    return change_video(source, target, change, progress=frames, note=note, force=force)
 
 
 def facts(network: nn.Module, *, dtype: str, tile: int | str | None) -> dict[str, str]:
