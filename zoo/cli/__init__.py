@@ -14,6 +14,7 @@ COMMANDS = {
     "restore": ("zoo.cli.restore", "restore an image, a video or a folder of them"),
     "evaluate": ("zoo.cli.evaluate", "measure a model on images with ground truth"),
     "compare": ("zoo.cli.evaluate", "measure several models side by side"),
+    "export": ("zoo.cli.export", "write a restorer as torch.export or ONNX, compared with the network"),
     "list": ("zoo.cli.models", "list the models"),
     "info": ("zoo.cli.models", "tell what is known about a model or a weight file"),
     "recipes": ("zoo.cli.recipes", "list the shipped recipes"),

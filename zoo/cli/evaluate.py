@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="P", help="basicsr (default), rgb or matlab")
     parser.add_argument("--jpeg", type=int, metavar="Q", help="save the input as JPEG of this quality first")
     parser.add_argument("--noise", type=float, metavar="S", help="add Gaussian noise of S/255 to the input first")
+    parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns of every input")
     parser.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16; else where torch.hub keeps them")
     parser.add_argument("--worst", type=int, default=3, metavar="K", help="pictures of so many images, with --out")
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if out is not None:
         _refuse_existing(out, args.force)
     place = {"tile": args.tile, "device": args.device, "dtype": args.dtype or "float32", "lpips": args.lpips}
+    place["ensemble"] = args.ensemble
     trial = Trial(models, degradation=degradations[0], **place, **setting)
     tables: list[list[Scores]] = []
     for degradation in degradations:

@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
     parser.add_argument("--overlap", type=_count, metavar="N", help="context around a tile in pixels; else by model")
+    parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns: better, 8 times the work")
+    parser.add_argument("--compile", action="store_true", help="torch.compile first: for many images of one size")
     parser.add_argument("--suffix", metavar="TEXT", help="appended to names; else _x2 beside IN and nothing in OUT")
     parser.add_argument("--skip-existing", action="store_true", help="leave finished pictures alone and go on")
     parser.add_argument("--compare", action="store_true", help="of images, also write NAME_compare.png")
@@ -87,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
     from zoo.pipelines.restoring import facts, prepare
 
     dtype = args.dtype or "float32"
-    network = prepare(args.model, device=args.device, dtype=dtype)
+    network = prepare(args.model, device=args.device, dtype=dtype, compiled=args.compile)
     upscale = needs(network).upscale
     work = plan(source, sources, args.target or args.out, args.suffix, upscale)
     _check_targets(work, args)
-    metadata = facts(network, dtype=dtype, tile=args.tile)
+    metadata = facts(network, dtype=dtype, tile=args.tile, ensemble=args.ensemble)
     try:
         code = _restore_all(work, network, args, metadata)
     except (UserError, OSError):  # such as a full disk: what is finished stays, and is told
@@ -248,8 +250,13 @@ def _restored(
 
     picture = read_image(source, max_pixels=args.max_pixels)
     check_output(target, alpha=picture.alpha is not None)
-    dtype = args.dtype or "float32"
-    return picture, restore_picture(network, picture, dtype=dtype, tile=args.tile, overlap=args.overlap, progress=tiles)
+    return picture, restore_picture(network, picture, **_how(args), progress=tiles)
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of restoring that are flags."""
+    flags = {name: getattr(args, name) for name in ("tile", "overlap", "ensemble")}
+    return flags | {"dtype": args.dtype or "float32"}
 
 
 def _written(
@@ -282,9 +289,8 @@ def _filmed(
     """Restore a video; returns its record."""
     from zoo.pipelines.restoring import restore_video
 
-    how = {"dtype": args.dtype or "float32", "tile": args.tile, "overlap": args.overlap}
     note = "; ".join(f"{name}={text}" for name, text in metadata.items())
-    made = restore_video(network, source, target, **how, progress=parts, note=note, force=args.force)
+    made = restore_video(network, source, target, **_how(args), progress=parts, note=note, force=args.force)
     told = {"frames": made.frames, "fps": round(made.fps, 3), "audio_tracks": made.audio, "lost": made.lost}
     sizes = {"size": list(made.size), "restored_size": list(made.new_size)}
     return {"input": str(source), "output": str(made.path)} | sizes | told

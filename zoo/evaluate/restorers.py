@@ -150,6 +150,7 @@ class Trial:
         tile: as for `zoo.restore`.
         device: as for `zoo.restore`.
         dtype: as for `zoo.restore`.
+        ensemble: as for `zoo.restore`; papers mark such figures with a plus.
         lpips: weights for LPIPS, as for `zoo.metrics.lpips.load`; where they are not to be found it has no value.
 
     Raises:
@@ -171,9 +172,10 @@ class Trial:
         tile: int | str | None = "auto",
         device: str = "auto",
         dtype: str = "float32",
+        ensemble: bool = False,
         lpips: str | Path | None = None,
     ) -> None:
-        self.tile, self.dtype = tile, dtype
+        self.tile, self.dtype, self.ensemble = tile, dtype, ensemble
         steps_of(degradation)  # its mistakes are told before weights are read
         given = [None if model == BICUBIC else prepare(model, device=device, dtype=dtype) for model in models]
         labels = _labels(models, given)
@@ -243,7 +245,8 @@ class Trial:
         """What a model makes of `lq`, (c, h * upscale, w * upscale); None = bicubic."""
         if network is None:
             return enlarged(lq, self.upscale)
-        return restore_tensor(network, lq[None], dtype=self.dtype, tile=self.tile, progress=tiles)[0]
+        how: dict[str, Any] = {"dtype": self.dtype, "tile": self.tile, "ensemble": self.ensemble}
+        return restore_tensor(network, lq[None], **how, progress=tiles)[0]
 
     def views(self, image: str, scores: Sequence[Scores]) -> Views:
         """Everything there is to see of one image; every model runs once more."""
@@ -275,13 +278,13 @@ class Trial:
         found = {"data": str(self.pairs.report()), "protocol": str(self.protocol)}
         for label, network in self.networks.items():
             if network is not None:
-                about = facts(network, dtype=self.dtype, tile=self.tile)
+                about = facts(network, dtype=self.dtype, tile=self.tile, ensemble=self.ensemble)
                 found |= {"Software": about.pop("Software")} | {f"{label}: {k[4:]}": v for k, v in about.items()}
         return found | {"torch": torch.__version__}
 
     def _paper(self, label: str) -> str | None:
         """Only where the inputs are made as the paper's are."""
-        if self.steps:
+        if self.steps or self.ensemble:
             return None
         variant = getattr(self.networks[label], "variant", None)
         return paper_figure(variant, self.pairs.source, str(self.protocol))
