@@ -4,7 +4,8 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zoo.errors import UserError
@@ -22,8 +23,21 @@ def write_file(path: str | Path, content: bytes | str, *, force: bool = False) -
         FileExistsError: `path` exists and `force` is False, also when it appeared meanwhile.
         UserError: no space is left, or the place is not writable.
     """
-    path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    with new_file(path, force=force) as part:
+        part.write_bytes(data)
+    return Path(path)
+
+
+@contextmanager
+def new_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """A file beside `path`, under a name of its own, to be filled inside the block; then it takes its place whole.
+
+    Args:
+        path: see `write_file`; so are the errors.
+        force: replace a file that exists.
+    """
+    path = Path(path)
     taken = FileExistsError(f"{path}: exists already; pass --force to replace it, or name another output")
     if path.exists() and not force:
         raise taken
@@ -31,7 +45,7 @@ def write_file(path: str | Path, content: bytes | str, *, force: bool = False) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(data)
+            yield part
             if force:
                 part.replace(path)
             else:
@@ -42,9 +56,8 @@ def write_file(path: str | Path, content: bytes | str, *, force: bool = False) -
         if isinstance(error, FileExistsError) and path.exists():
             raise taken from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no space left for {len(data):,} bytes; free some or write elsewhere") from error
+            raise UserError(f"{path}: no space left on the disk; free some or write elsewhere") from error
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-    return path
 
 
 def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:

@@ -1,4 +1,4 @@
-"""Pages that one file holds: pictures, tables and curves in plain HTML, no server and no script needed."""
+"""Pages that one file holds: pictures, sliders, tables and curves in plain HTML; no server, nothing fetched."""
 
 import base64
 import html
@@ -17,7 +17,41 @@ figure { margin: 1rem 0 } img { max-width: 100% } figcaption { color: #555 }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
 pre { background: #f6f6f6; padding: 1rem; overflow-x: auto }
+.slider { width: fit-content; max-width: 100% }
+.slider div { position: relative; display: inline-block; max-width: 100%; cursor: ew-resize; touch-action: pan-y }
+.slider div:focus-within { outline: 3px solid #1f5fa8; outline-offset: 2px }
+.slider img { display: block; pointer-events: none; user-select: none; image-rendering: pixelated }
+.slider img + img { position: absolute; inset: 0; width: 100%; height: 100%; clip-path: inset(0 0 0 var(--at, 50%)) }
+.slider input { position: absolute; inset: 0; margin: 0; opacity: 0; pointer-events: none }
+.slider div::after { content: ""; position: absolute; inset: 0 auto 0 var(--at, 50%); width: 2px; margin-left: -1px;
+  background: #fff; box-shadow: 0 0 3px #000; pointer-events: none }
+.slider div::before { content: "\\25c2\\2009\\25b8"; position: absolute; z-index: 1; top: 50%; left: var(--at, 50%);
+  transform: translate(-50%, -50%); padding: 0 .6rem; border-radius: 1rem; background: #fff; box-shadow: 0 0 3px #000;
+  pointer-events: none }
+.slider figcaption { display: flex; justify-content: space-between; gap: 2rem }
 """
+# The pointer (mouse, pen or finger) moves the line; arrow keys move the hidden range input, which tells screen readers.
+_SLIDERS = """
+for (const box of document.querySelectorAll(".slider div")) {
+  const input = box.querySelector("input");
+  const show = () => box.style.setProperty("--at", input.value + "%");
+  const follow = (event) => {
+    if (!event.buttons) return;
+    const place = box.getBoundingClientRect();
+    input.value = (100 * (event.clientX - place.left)) / place.width;
+    show();
+  };
+  box.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    box.setPointerCapture(event.pointerId);
+    input.focus();
+    follow(event);
+  });
+  box.addEventListener("pointermove", follow);
+  input.addEventListener("input", show);
+}
+"""
+_ROOM = 1100  # pixels; small pictures under a slider are shown at the largest multiple of their size that fits
 _COLOURS = ("#1f5fa8", "#c2501c", "#3b7d3b", "#7a4aa0", "#8a6d1d", "#444444")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 720, 260, 64, 28  # of a curve and its margins, pixels
 
@@ -31,7 +65,8 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """
     body = "".join(f"<h2>{html.escape(heading)}</h2>\n{content}\n" for heading, content in sections)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    body = f"<h1>{html.escape(title)}</h1>\n{body}"
+    script = f"<script>{_SLIDERS}</script>" if 'class="slider"' in body else ""
+    body = f"<h1>{html.escape(title)}</h1>\n{body}{script}"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
@@ -42,15 +77,31 @@ def picture(image: str | Path | np.ndarray, caption: str = "") -> str:
         image: a PNG file, or uint8 (h, w, 3) or (h, w).
         caption: plain text.
     """
-    if isinstance(image, np.ndarray):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "png")
-        data = buffer.getvalue()
-    else:
-        data = Path(image).read_bytes()
     text = html.escape(caption)
-    source = base64.b64encode(data).decode()
-    return f'<figure><img src="data:image/png;base64,{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img src="{_inlined(image)}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def slider(left: np.ndarray, right: np.ndarray, captions: tuple[str, str]) -> str:
+    """Two pictures of one scene on top of each other, and a line between them that mouse, finger and arrow keys move.
+
+    Args:
+        left: what is seen left of the line, uint8 (h, w, 3) or (h, w).
+        right: what is seen right of it; of the same size.
+        captions: of both, plain text.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if left.shape[:2] != right.shape[:2]:
+        raise ValueError(f"slider: both pictures must have one size, got {left.shape} and {right.shape}")
+    before, after = (html.escape(caption) for caption in captions)
+    width = left.shape[1] * max(1, _ROOM // left.shape[1])
+    return (
+        f'<figure class="slider"><div><img src="{_inlined(left)}" alt="{before}" width="{width}">'
+        f'<img src="{_inlined(right)}" alt="{after}"><input type="range" min="0" max="100" step="any" value="50" '
+        f'aria-label="how much of {before} is seen, in percent"></div>'
+        f"<figcaption><span>{before}</span><span>{after}</span></figcaption></figure>"
+    )
 
 
 def text(content: str) -> str:
@@ -104,6 +155,17 @@ def curve(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str = "", ov
         )
     drawing = f'<svg viewBox="0 0 {_WIDTH + 8} {_HEIGHT}" width="100%" font-size="12" role="img">{"".join(parts)}</svg>'
     return f"<figure>{drawing}<figcaption>{' &nbsp; '.join(legend)}</figcaption></figure>"
+
+
+def _inlined(image: str | Path | np.ndarray) -> str:
+    """A PNG as a data URL."""
+    if isinstance(image, np.ndarray):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        data = buffer.getvalue()
+    else:
+        data = Path(image).read_bytes()
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def _cell(value: str | float) -> str:

@@ -255,6 +255,48 @@ def test_animated_gif_says_how_many_frames(restore, tmp_path):
     assert "holds 3 frames" in err
 
 
+def film(path, frames=3):
+    """A real file of 18x11 pixels with a tone."""
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'zoo[video]'")
+    with av.open(str(path), "w") as file:
+        video, sound = file.add_stream("mpeg4", rate=5), file.add_stream("aac", rate=48000, layout="mono")
+        video.width, video.height, video.pix_fmt = 18, 10, "yuv420p"
+        for number in range(frames):
+            pixels = np.full((10, 18, 3), 60 * number, np.uint8)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        file.mux(video.encode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        frame.sample_rate = 48000
+        file.mux([*sound.encode(frame), *sound.encode()])
+    return path
+
+
+def test_a_video_becomes_a_video(restore, tmp_path):
+    code, out, err = restore(film(tmp_path / "clip.avi"), "--json")
+    (made,) = json.loads(out)["done"]
+    assert (code, err) == (0, "")
+    assert made["output"] == str(tmp_path / "clip_x2.mkv")
+    assert (made["size"], made["restored_size"]) == ([18, 10], [36, 20])
+    assert (made["frames"], made["fps"], made["audio_tracks"], made["lost"]) == (3, 5, 1, 0)
+    code, out, _ = restore(tmp_path / "clip.avi", tmp_path / "other.mp4")
+    assert code == 0
+    assert "3 frames at 5 per second, 1 audio tracks copied" in out
+    code, _, err = restore(tmp_path / "clip.avi", tmp_path / "other.png")
+    assert code == 2
+    assert "zoo writes videos as .mp4" in err
+
+
+def test_a_folder_may_hold_pictures_and_videos(restore, tmp_path):
+    image(tmp_path / "in/a.png")
+    film(tmp_path / "in/a.mp4")
+    (tmp_path / "in/bad.mp4").write_text("no video")
+    code, out, err = restore(tmp_path / "in", tmp_path / "out", "--compare")
+    assert code == 2
+    assert err == f"zoo: {tmp_path / 'in/bad.mp4'}: no video that can be read, or a damaged one; get the file again"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "a.png", "a_compare.png"]
+    assert "2 of 3 files restored, 1 could not be restored (named above)" in out
+
+
 def test_restoring_needs_no_training_framework(weights, tmp_path):
     path = image(tmp_path / "a.png")
     code = (

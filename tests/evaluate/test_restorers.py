@@ -11,17 +11,7 @@ from zoo.data.imresize import imresize
 from zoo.data.pairs import PairedFolder
 from zoo.data.photos import photos
 from zoo.errors import UserError
-from zoo.evaluate.restorers import (
-    MatlabProtocol,
-    Row,
-    Scores,
-    Trial,
-    compare,
-    evaluate,
-    recorded,
-    steps_of,
-    telling_image,
-)
+from zoo.evaluate.restorers import Row, Scores, Trial, compare, evaluate, steps_of, telling_images
 from zoo.media import write_image
 from zoo.metrics.psnr_ssim import Protocol, psnr
 from zoo.models import create
@@ -86,7 +76,8 @@ def test_a_file_damaged_later_is_left_out_and_no_other_counts_twice(conv, folder
     scores = trial.run()
     assert [[row.image for row in one.rows] for one in scores] == [["b.png"], ["b.png"]]
     assert scores[0].psnr == expected.psnr
-    assert trial.figure(telling_image(scores), scores).size
+    (worst,) = telling_images(scores, 5)
+    assert trial.figure(worst, trial.views(worst, scores)).size
     assert caplog.text.count("a.png is left out from now on, 1 of 2") == 1
     Path(folder, "b.png").unlink()
     with pytest.raises(UserError, match="none of its 2 images can be read"):
@@ -110,19 +101,20 @@ def test_protocols_differ_and_name_themselves(folder):
     assert values["rgb"].psnr < values["basicsr"].psnr
 
 
-def test_matlab_protocol_rounds_luma():
-    gt = torch.zeros(3, 12, 12, dtype=torch.uint8)
-    restored = gt.clone()
-    restored[2] = 4  # moves luma by 0.39 of a level, which rounding hides
-    assert math.isinf(MatlabProtocol(0, y_channel=True).psnr(restored, gt))
-    assert Protocol(0, y_channel=True).psnr(restored, gt) < 70
-    gray = torch.full((1, 12, 12), 7, dtype=torch.uint8)
-    assert MatlabProtocol(0).psnr(gray / 255, gray) == math.inf
-
-
 def test_gray_networks_are_measured_on_gray(folder):
     scores = evaluate(create(CONV | {"in_chans": 1}), folder)
     assert len(scores.rows) == 2
+    assert list(scores.labels) == ["lpips"], "gray images have one colour space"
+
+
+def test_both_colour_spaces_stand_beside_each_other(conv, folder):
+    (main,), (other,) = (compare([conv], folder, protocol=name) for name in ("basicsr", "rgb"))
+    assert main.labels["psnr_rgb"] == str(other.protocol)
+    assert other.labels["ssim_y"] == main.protocol.label("SSIM")
+    for one, two in zip(main.rows, other.rows, strict=True):
+        assert one.also["psnr_rgb"] == (two.psnr, two.bicubic_psnr)
+        assert two.also["ssim_y"] == (one.ssim, one.bicubic_ssim)
+    assert main.also("psnr_rgb") == pytest.approx((other.psnr, other.bicubic_psnr))
 
 
 def test_image_too_small_for_ssim_has_none(tmp_path, conv):
@@ -155,28 +147,23 @@ def test_figure_shows_every_model_and_progress_ends_at_the_total(conv, folder):
     seen = []
     scores = trial.run(lambda done, total, name: seen.append((done, total, name)))
     assert seen[-1] == (3, 4, "b.png")  # the last network is done; bicubic, the last model, reports nothing
-    figure = trial.figure(telling_image(scores), scores)
+    (worst,) = telling_images(scores)
+    figure = trial.figure(worst, trial.views(worst, scores))
     assert figure.dtype == np.uint8
     assert figure.shape[1] > 5 * 400  # input, bicubic, model, ground truth, error
 
 
-def test_telling_image_is_the_least_gain_or_the_largest_disagreement():
+def test_telling_images_gain_least_or_disagree_most():
     def scores(*gains):
-        return Scores(
-            "m", "d", 2, "bicubic", Protocol(), [Row(str(i), 9, 9, 30 + g, 1, 30, 1, 0) for i, g in enumerate(gains)]
-        )
+        rows = [Row(str(i), 9, 9, 30 + g, 1, 30, 1, 0) for i, g in enumerate(gains)]
+        return Scores("m", "d", 2, "bicubic", Protocol(), rows)
 
-    assert telling_image([scores(1, 0.2, 3)]) == "1"
-    assert telling_image([scores(1, 0.2, 3), scores(1.5, 0.1, 3)]) == "0"
+    assert telling_images([scores(1, 0.2, 3)], 2) == ["1", "0"]
+    assert telling_images([scores(1, 0.2, 3), scores(1.5, 0.1, 3)], 9) == ["0", "1", "2"]
 
 
 def test_perfect_rows_gain_nothing_instead_of_nan():
     assert Row("a", 9, 9, math.inf, 1, math.inf, 1, 0).gain == 0
-
-
-def test_recorded_figures_name_the_paper():
-    assert recorded("hat-x4") == ["paper: Set5 PSNR-Y, crop 4, uint8 33.04 dB"]
-    assert recorded("w.safetensors") == []
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", "bicubic+jpeg75"])

@@ -4,12 +4,15 @@ import torch
 from PIL import Image
 
 import zoo
+from zoo.data.degradations import Bicubic
+from zoo.data.photos import photos
 from zoo.errors import UserError
 from zoo.media import Picture
+from zoo.metrics.psnr_ssim import Protocol
 from zoo.models import create
 from zoo.models.weights import write_weights
 from zoo.pipelines import restoring
-from zoo.pipelines.restoring import facts, prepare, restore, restore_picture
+from zoo.pipelines.restoring import facts, prepare, restore, restore_picture, restore_video
 
 CONV = {"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4, "upscale": 2}
 RNG = np.random.default_rng(0)
@@ -164,3 +167,79 @@ def test_broken_weights_are_not_written_as_a_black_picture():
         restore(torch.rand(1, 3, 5, 5), network)
     with pytest.raises(UserError, match="use --dtype float32"):
         restore(torch.rand(1, 3, 5, 5), network, dtype="bfloat16")
+
+
+def test_every_frame_of_a_video_is_what_the_picture_alone_becomes(conv, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'zoo[video]'")
+    shades = np.add.outer(np.arange(10), np.arange(12)) * 11  # smooth: H.264 keeps a quarter of the colours of noise
+    frames = np.stack([shades, shades // 2, 255 - shades], 2).astype(np.uint8)[None].repeat(3, 0)
+    frames[1] //= 2
+    with av.open(str(tmp_path / "a.mkv"), "w") as file:
+        stream = file.add_stream("ffv1", rate=5)  # lossless
+        stream.width, stream.height, stream.pix_fmt = 12, 10, "bgr0"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode())
+    seen = []
+    found = restore_video(conv, tmp_path / "a.mkv", tmp_path / "b.mkv", progress=lambda *numbers: seen.append(numbers))
+    assert (found.frames, found.new_size) == (3, (24, 20))
+    assert seen[0] == (0, 0)
+    assert (1, 3) in seen
+    assert seen[-1] == (3, 3)
+    with av.open(str(tmp_path / "b.mkv")) as file:
+        restored = [frame.to_ndarray(format="rgb24") / 255 for frame in file.decode(video=0)]
+    for frame, out in zip(frames, restored, strict=True):
+        expected = restore_picture(conv, Picture(frame / np.float32(255))).pixels
+        assert np.abs(out - expected).mean() < 0.025
+    assert np.abs(restored[1] - restored[0]).mean() > 0.1
+
+
+def test_ensemble_is_the_mean_over_all_flips_and_turns(conv):
+    image, seen = torch.rand(1, 3, 6, 9), []
+    out = restore(image, conv, ensemble=True, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (8, 8)
+    parts = []
+    for flipped in (image, image.flip(2)):
+        for turns in range(4):
+            one = torch.rot90(restoring.restore_tensor(conv, torch.rot90(flipped, turns, (2, 3))), -turns, (2, 3))
+            parts.append(one if flipped is image else one.flip(2))
+    clamped = torch.stack(parts)
+    assert clamped.std(0).max() > 1e-3, "the network is not symmetric"
+    inside = ((clamped > 0) & (clamped < 1)).all(0)  # restore clamps the mean, not its parts
+    assert (out - clamped.mean(0))[inside].abs().max() < 1e-5
+    turned = restore(torch.rot90(image, 1, (2, 3)), conv, ensemble=True)
+    assert (torch.rot90(turned, -1, (2, 3)) - out).abs().max() < 1e-5
+    assert "zoo:ensemble" in facts(conv, dtype="float32", tile="auto", ensemble=True)
+    assert "zoo:ensemble" not in facts(conv, dtype="float32", tile="auto")
+
+
+def test_compiled_networks_restore_the_same_also_in_tiles(monkeypatch):
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4, "img_size": 8, "num_feat": 4}
+    gates = {"conv_scale": 1.0, "compress_ratio": 1, "squeeze_factor": 2}
+    network = create({"family": "hat", **sizes, **gates})
+    image = torch.rand(1, 3, 60, 40)
+    expected = [restore(image, network, tile=tile) for tile in (None, 40)]
+    compile_it = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_it(self, backend="aot_eager"))
+    monkeypatch.setenv("CXX", "python3")  # this back end needs no compiler
+    prepared = prepare(network, compiled=True)
+    for tile, wanted in zip((None, 40), expected, strict=True):
+        assert (restore(image, prepared, tile=tile) - wanted).abs().max() < 1e-5
+    assert prepared is network
+
+
+def test_compiling_without_a_compiler_is_one_sentence(conv, monkeypatch):
+    monkeypatch.setattr(restoring.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler .* install g\+\+ or leave it out"):
+        prepare(conv, compiled=True)
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("hat-tiny-x2", "bfloat16"), ("plain-conv-tiny-x2", "float16")])
+def test_low_precision_scores_within_a_hundredth_of_a_decibel(model, dtype):
+    gt = torch.from_numpy(dict(photos("validation"))["chelsea"]).permute(2, 0, 1)[:, 40:200, 100:300]
+    lq = Bicubic(2).fixed(gt)[None]
+    protocol = Protocol(crop_border=2, y_channel=True)
+    exact, low = (protocol.psnr(restore(lq, model, dtype=name), gt[None]) for name in ("float32", dtype))
+    assert exact != low
+    assert abs(exact - low) < 0.01

@@ -19,7 +19,7 @@ EXACT = 1e-6  # float32 sums of weights that add up to one
 CONV = {"family": "plain-conv", "embed_dim": 6, "depth": 2, "num_feat": 4, "upscale": 2}  # reach 6 of 6 pixels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def conv():
     torch.manual_seed(0)
     return create(CONV)
@@ -217,3 +217,83 @@ def test_refused_precision_names_the_allowed_ones():
     with pytest.raises(UserError, match="HAT does not work in float16; choose one of float32, bfloat16"):
         check_dtype(create("hat-tiny-x2"), "float16")
     check_dtype(create("hat-tiny-x2"), "bfloat16")
+
+
+HISTOGRAM = {
+    "family": "histoformer",
+    "dim": 4,
+    "num_blocks": [1, 1, 1, 1],
+    "num_refinement_blocks": 1,
+    "heads": [1, 1, 2, 2],
+    "ffn_expansion_factor": 2.0,
+}
+
+
+@pytest.fixture(scope="module")
+def sorter():
+    torch.manual_seed(0)
+    return create(HISTOGRAM).double()
+
+
+def test_what_tiles_change_is_never_tiled_unless_asked(sorter, monkeypatch, caplog):
+    image = noise(1, 3, 180, 90).double()
+    expected = restore(sorter, image)
+    pixels = 184 * 96
+    seen = []
+    for free in (10**12, 2 * 399 * 4 * pixels, 241 * 4 * pixels):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        hook = sorter.register_forward_pre_hook(lambda net, _: seen.append(net.refinement[0].attn_g.sparing))
+        assert (restore(sorter, image) - expected).abs().max() < 1e-12
+        hook.remove()
+    assert seen == [False, True, True]
+    assert not sorter.refinement[0].attn_g.sparing
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 239 * 4 * pixels)
+    with pytest.raises(UserError, match=r"does not fit into memory in one piece, and tiles change .* are free"):
+        restore(sorter, image)
+    monkeypatch.undo()
+    with caplog.at_level(logging.WARNING):
+        tiled = restore(sorter, image, tile=96)
+        restore(sorter, image, tile=96)
+    assert (tiled - expected).abs().max() > 1e-6
+    (told,) = [record.getMessage() for record in caplog.records]  # once
+    assert "tiles of 96 pixels change what Histoformer computes: on a part of " in told
+    assert 5 < float(told.split(", ")[1].split(" dB")[0]) < 100
+
+
+def test_out_of_memory_in_one_piece_goes_on_with_fewer_channels(sorter, caplog):
+    image = noise(1, 3, 40, 48).double()
+    expected = restore(sorter, image)
+
+    def short(network, _):
+        if not network.refinement[0].attn_g.sparing:
+            torch.empty(2**60, dtype=torch.uint8)  # the allocator's own error
+
+    hook = sorter.register_forward_pre_hook(short)
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert (restore(sorter, image) - expected).abs().max() < 1e-12
+    finally:
+        hook.remove()
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: going on with fewer channels at a time"
+    ]
+
+
+def test_the_next_frame_begins_with_the_tile_that_fitted(conv, monkeypatch):
+    network, image = conv, noise(1, 3, 96, 80)
+    sizes = []
+    hooks = [
+        network.register_forward_pre_hook(lambda _, inputs: sizes.append(max(inputs[0].shape[2:]))),
+        network.register_forward_pre_hook(run_out_of_memory_above(50 * 50)),
+    ]
+    restore(network, image)
+    assert sizes[0] == 96
+    sizes.clear()
+    restore(network, image)
+    assert max(sizes) <= 48
+    sizes.clear()
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**60)
+    restore(network, image)
+    assert sizes[0] == 96, "there is more memory now"
+    for hook in hooks:
+        hook.remove()

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "fit": ("zoo.cli.fit", "train what a recipe describes, or go on with it"),
     "sample": ("zoo.cli.sample", "make pictures from prompts"),
-    "restore": ("zoo.cli.restore", "restore an image or a folder of images"),
+    "restore": ("zoo.cli.restore", "restore an image, a video or a folder of them"),
     "evaluate": ("zoo.cli.evaluate", "measure a model on images with ground truth"),
     "compare": ("zoo.cli.evaluate", "measure several models side by side"),
+    "export": ("zoo.cli.export", "write a restorer as torch.export or ONNX, compared with the network"),
     "list": ("zoo.cli.models", "list the models"),
     "info": ("zoo.cli.models", "tell what is known about a model or a weight file"),
     "convert": ("zoo.cli.convert", "write weights of any kind as safetensors that describe themselves"),

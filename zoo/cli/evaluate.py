@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from zoo.errors import UserError, nearest
 from zoo.files import write_file
 
 if TYPE_CHECKING:
-    from zoo.evaluate.restorers import Scores
+    from zoo.evaluate.restorers import Row, Scores, Trial
 
 _KEYS = {  # of a recipe: type, and how an error calls it
     "model": (str, "a name, a weight file or a run folder"),
@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="P", help="basicsr (default), rgb or matlab")
     parser.add_argument("--jpeg", type=int, metavar="Q", help="save the input as JPEG of this quality first")
     parser.add_argument("--noise", type=float, metavar="S", help="add Gaussian noise of S/255 to the input first")
+    parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns of every input")
+    parser.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16; else where torch.hub keeps them")
+    parser.add_argument("--worst", type=int, default=3, metavar="K", help="pictures of so many images, with --out")
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
     options.add(parser, "device", "dtype", "out", "force", "json")
 
@@ -61,15 +64,17 @@ def run(args: argparse.Namespace) -> int:
     setting = _setting(args)
     models = args.models if args.command == "compare" else [setting.pop("model")]
     out = Path(args.out).expanduser() if args.out else None
-    from zoo.evaluate.restorers import Trial, steps_of, telling_image
-    from zoo.media import write_image
+    from zoo.evaluate.restorers import Trial, steps_of
 
     degradations = setting.pop("degradation")
     for degradation in degradations:
         steps_of(degradation)
+    if args.worst < 0:
+        raise UserError(f"{args.command}: --worst must be 0 or more, got {args.worst}")
     if out is not None:
-        _refuse_existing(out, [_figure(degradation) for degradation in degradations], args.force)
-    place = {"tile": args.tile, "device": args.device, "dtype": args.dtype or "float32"}
+        _refuse_existing(out, args.force)
+    place = {"tile": args.tile, "device": args.device, "dtype": args.dtype or "float32", "lpips": args.lpips}
+    place["ensemble"] = args.ensemble
     trial = Trial(models, degradation=degradations[0], **place, **setting)
     tables: list[list[Scores]] = []
     for degradation in degradations:
@@ -80,21 +85,46 @@ def run(args: argparse.Namespace) -> int:
             print(table(tables[-1]), end="\n\n", flush=True)
     if args.json:
         print(json.dumps(_plain(tables), indent=2))
-    if out is not None:  # numbers first: pictures are large and can be made again
-        write_file(out / "scores.csv", _csv(tables), force=args.force)
-        write_file(out / "scores.json", json.dumps(_plain(tables), indent=2), force=args.force)
+    if out is not None:
+        _write(out, trial, degradations, tables, args)
+    return 0
+
+
+def _write(
+    out: Path,
+    trial: "Trial",
+    degradations: Sequence[str],
+    tables: "Sequence[Sequence[Scores]]",
+    args: argparse.Namespace,
+) -> None:
+    """The files of an evaluation: numbers first, since pictures can be made again."""
+    from zoo.evaluate.pages import page
+    from zoo.evaluate.restorers import telling_images
+    from zoo.media import write_image
+
+    write_file(out / "scores.csv", _csv(tables), force=args.force)
+    write_file(out / "scores.json", json.dumps(_plain(tables), indent=2), force=args.force)
+    worst = []
+    with Progress("pictures", args.worst * len(tables), quiet=args.quiet) as bar:
         for degradation, scores in zip(degradations, tables, strict=True):
             trial.degrade_by(degradation)
-            figure = trial.figure(telling_image(scores), scores)
-            write_image(out / _figure(degradation), figure, force=args.force)
-        if not args.quiet and not args.json:
-            print(f"{out}: scores.csv, scores.json and a picture of the most telling image")
-    return 0
+            worst.append({})
+            for number, image in enumerate(telling_images(scores, args.worst), start=1):
+                views = worst[-1][image] = trial.views(image, scores)
+                name = f"{degradation.replace('+', '_')}_{number}_{Path(image).stem}.png"
+                write_image(out / "worst" / name, trial.figure(image, views), force=args.force)
+                bar.update(sum(map(len, worst)), note=image)
+    write_file(out / "report.html", page(tables, worst, trial.facts()), force=args.force)
+    if not args.quiet and not args.json:
+        pictures = f" and pictures of the {args.worst} worst images" if args.worst else ""
+        print(f"{out}: report.html, scores.csv, scores.json{pictures}")
 
 
 def table(scores: "Sequence[Scores]") -> str:
     """One set of images as text: PSNR of bicubic and of every model, what each gains, SSIM; means at the end."""
-    from zoo.evaluate.restorers import BICUBIC, recorded
+    from zoo.evaluate.pages import shown
+    from zoo.evaluate.protocols import recorded
+    from zoo.evaluate.restorers import BICUBIC
 
     first = scores[0]
     models = [score for score in scores if score.model != BICUBIC]
@@ -114,14 +144,22 @@ def table(scores: "Sequence[Scores]") -> str:
         (f"{first.protocol.label('PSNR')} [dB]", len(names) + len(gains)),
         (first.protocol.label("SSIM"), len(names)),
     ]
-    lines = [f"{first.data}, x{first.upscale}, input: {first.degradation}", *_aligned(head, body, groups)]
+    papers = [score.paper or "" for score in models]
+    after = [["paper", "", "", *papers, *[""] * (len(gains) + len(names))]] if any(papers) else []
+    lines = [f"{first.data}, x{first.upscale}, input: {first.degradation}", *_aligned(head, body, after, groups)]
+    for key, label in first.labels.items():
+        values = [(names[0], first.also(key)[1]), *((score.model, score.also(key)[0]) for score in models)]
+        told = ", ".join(f"{name} {shown(key, value)}" for name, value in values)
+        lines.append(f"{label}: {f'n/a ({first.missing[key]})' if key in first.missing else told}")
     lines += [f"{score.model}, on record: {phrase}" for score in models for phrase in recorded(score.model)]
     return "\n".join(lines)
 
 
-def _aligned(head: list[str], body: list[list[str]], groups: Sequence[tuple[str, int]]) -> list[str]:
-    """Columns under headings that span several of them; a rule before the last line."""
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+def _aligned(
+    head: list[str], body: list[list[str]], after: list[list[str]], groups: Sequence[tuple[str, int]]
+) -> list[str]:
+    """Columns under headings that span several of them; a rule before the last line of `body`."""
+    widths = [max(len(line[column]) for line in [head, *body, *after]) for column in range(len(head))]
     tops, column = [], 0
     for text, span in groups:
         room = sum(widths[column : column + span]) + 2 * (span - 1)
@@ -131,11 +169,12 @@ def _aligned(head: list[str], body: list[list[str]], groups: Sequence[tuple[str,
         tops.append(f"{text} ".ljust(room, "-")[:room] if text else " " * room)
         column += span
     lines = ["  ".join(tops)]
-    for line in [head, *body]:
+    for line in [head, *body, *after]:
         left = [text.ljust(width) for text, width in zip(line[:2], widths[:2], strict=True)]
         right = [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
         lines.append("  ".join([*left, *right]).rstrip())
-    return [*lines[:-1], "-" * (sum(widths) + 2 * (len(widths) - 1)), lines[-1]]
+    last = len(body) + 1
+    return [*lines[:last], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[last:]]
 
 
 def _cells(psnr: Sequence[float], gains: Sequence[float], ssim: Sequence[float | None]) -> list[str]:
@@ -183,28 +222,36 @@ def _read(name: str) -> dict[str, Any]:
     return found
 
 
-def _refuse_existing(out: Path, figures: Sequence[str], force: bool) -> None:
-    taken = [out / name for name in ("scores.csv", "scores.json", *figures) if (out / name).exists()]
+def _refuse_existing(out: Path, force: bool) -> None:
     if out.is_file():
         raise UserError(f"{out}: is a file; --out names a folder")
+    taken = [out / name for name in ("scores.csv", "scores.json", "report.html", "worst") if (out / name).exists()]
     if taken and not force:
         raise FileExistsError(f"{taken[0]}: exists already; --force replaces it, or name another --out")
-
-
-def _figure(degradation: str) -> str:
-    return f"{degradation.replace('+', '_')}.png"
 
 
 def _plain(tables: "Sequence[Sequence[Scores]]") -> list[dict[str, Any]]:
     """Scores as JSON carries them; an infinite PSNR is the text "inf"."""
     found = []
     for score in (score for scores in tables for score in scores):
-        rows = [{**vars(row), "gain": row.gain} for row in score.rows]
+        rows = [{**_numbers(row), **_also(row.also)} for row in score.rows]
         means = {k: getattr(score, k) for k in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "gain")}
+        means |= _also({key: score.also(key) for key in score.labels})
         facts = {k: getattr(score, k) for k in ("model", "data", "upscale", "degradation")}
         labels = {"psnr_protocol": score.protocol.label("PSNR"), "ssim_protocol": score.protocol.label("SSIM")}
-        found.append({**facts, **labels, "mean": _finite(means), "rows": [_finite(row) for row in rows]})
+        labels |= {f"{key}_protocol": label for key, label in score.labels.items()}
+        told = {"paper": score.paper, "missing": score.missing}
+        found.append({**facts, **labels, **told, "mean": _finite(means), "rows": [_finite(row) for row in rows]})
     return found
+
+
+def _numbers(row: "Row") -> dict[str, Any]:
+    return {k: v for k, v in vars(row).items() if k != "also"} | {"gain": row.gain}
+
+
+def _also(values: Mapping[str, tuple[float | None, float | None]]) -> dict[str, float | None]:
+    """Further measures under names of their own: of the model and of bicubic."""
+    return {name: v for key, (ours, base) in values.items() for name, v in ((key, ours), (f"bicubic_{key}", base))}
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -216,10 +263,13 @@ def _csv(tables: "Sequence[Sequence[Scores]]") -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     columns = ["image", "width", "height", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "gain", "seconds"]
-    writer.writerow(["model", "data", "upscale", "degradation", "protocol", *columns])
+    further = [name for key in tables[0][0].labels for name in (key, f"bicubic_{key}")]
+    writer.writerow(["model", "data", "upscale", "degradation", "protocol", *columns, *further])
     for score in (score for scores in tables for score in scores):
         for row in score.rows:
-            values = [getattr(row, column) for column in columns]
-            shown = ["" if v is None else f"{v:.6f}" if isinstance(v, float) else v for v in values]
+            values = _numbers(row) | _also(row.also)
+            shown = [
+                "" if (v := values[c]) is None else f"{v:.6f}" if isinstance(v, float) else v for c in columns + further
+            ]
             writer.writerow([score.model, score.data, score.upscale, score.degradation, str(score.protocol), *shown])
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""`zoo restore IN [OUT]`: an image or a folder of images through a model; what is finished is never lost."""
+"""`zoo restore IN [OUT]`: an image, a video or a folder of them through a model; what is finished is never lost."""
 
 import argparse
 import itertools
@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,17 @@ from zoo.errors import UserError
 from zoo.media import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
+    VIDEO_SUFFIXES,
     Picture,
     check_output,
+    check_video_output,
     hot_spot,
+    is_video,
     list_images,
     read_image,
     side_by_side,
     to_pil,
+    video_ending,
     write_image,
 )
 
@@ -43,11 +47,11 @@ class Work:
     """What is to be done, and what has been.
 
     Attributes:
-        pairs: source and target of every image.
+        pairs: source and target of every image and video.
         where: the folder or file that holds the results.
         skipped: how many targets were there and are left alone.
-        done: a record of each written picture.
-        failed: a record of each image that could not be restored.
+        done: a record of each written file.
+        failed: a record of each file that could not be restored.
     """
 
     pairs: list[tuple[Path, Path]]
@@ -59,16 +63,18 @@ class Work:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `zoo restore`."""
-    parser.add_argument("source", metavar="IN", help="an image (PNG, JPEG, WebP, TIFF, BMP, still GIF) or a folder")
+    parser.add_argument("source", metavar="IN", help="an image, a video (MP4, MKV, MOV, WebM, AVI, ...) or a folder")
     parser.add_argument("target", metavar="OUT", nargs="?", help="file or folder; left out: beside IN, as NAME_x2.png")
     parser.add_argument(
         "--model", default="hat-tiny-x2", metavar="M", help="a name of `zoo list`, a file, a run folder"
     )
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
     parser.add_argument("--overlap", type=_count, metavar="N", help="context around a tile in pixels; else by model")
+    parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns: better, 8 times the work")
+    parser.add_argument("--compile", action="store_true", help="torch.compile first: for many images of one size")
     parser.add_argument("--suffix", metavar="TEXT", help="appended to names; else _x2 beside IN and nothing in OUT")
     parser.add_argument("--skip-existing", action="store_true", help="leave finished pictures alone and go on")
-    parser.add_argument("--compare", action="store_true", help="also write NAME_compare.png: before, bicubic, after")
+    parser.add_argument("--compare", action="store_true", help="of images, also write NAME_compare.png")
     parser.add_argument("--max-pixels", type=_count, default=MAX_PIXELS, metavar="N", help="refuse larger images")
     options.add(parser, "device", "dtype", "out", "force", "json")
 
@@ -83,11 +89,11 @@ def run(args: argparse.Namespace) -> int:
     from zoo.pipelines.restoring import facts, prepare
 
     dtype = args.dtype or "float32"
-    network = prepare(args.model, device=args.device, dtype=dtype)
+    network = prepare(args.model, device=args.device, dtype=dtype, compiled=args.compile)
     upscale = needs(network).upscale
     work = plan(source, sources, args.target or args.out, args.suffix, upscale)
     _check_targets(work, args)
-    metadata = facts(network, dtype=dtype, tile=args.tile)
+    metadata = facts(network, dtype=dtype, tile=args.tile, ensemble=args.ensemble)
     try:
         code = _restore_all(work, network, args, metadata)
     except (UserError, OSError):  # such as a full disk: what is finished stays, and is told
@@ -117,9 +123,9 @@ def plan(source: Path, sources: list[Path], out: str | None, suffix: str | None,
     if not source.is_dir():
         folder = out is not None and (Path(out).expanduser().is_dir() or out.endswith("/") or not Path(out).suffix)
         if out is None:
-            target = source.with_name(f"{source.stem}{beside}.png")
+            target = source.with_name(f"{source.stem}{beside}{_ending(source)}")
         elif folder:
-            target = Path(out).expanduser() / f"{source.stem}{suffix or ''}.png"
+            target = Path(out).expanduser() / f"{source.stem}{suffix or ''}{_ending(source)}"
         elif suffix is not None:
             raise UserError(f"--suffix {suffix}: OUT {out} already is the whole name; leave one of them out")
         else:
@@ -130,17 +136,20 @@ def plan(source: Path, sources: list[Path], out: str | None, suffix: str | None,
         root, suffix = top.with_name(top.name + beside), ""
     else:
         root = Path(out).expanduser()
-    if root.is_file() or root.suffix.lower() in IMAGE_SUFFIXES:
+    if root.is_file() or root.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
         raise UserError(f"{root}: is a file, and IN is a folder; name a folder for the results")
     if root.resolve() != top:  # what an earlier run put below IN is no source
         sources = [path for path in sources if not path.resolve().is_relative_to(root.resolve())]
-    plain = {path: root / path.relative_to(source).with_name(f"{path.stem}{suffix or ''}.png") for path in sources}
+    plain = {
+        path: root / path.relative_to(source).with_name(f"{path.stem}{suffix or ''}{_ending(path)}") for path in sources
+    }
     often = Counter(plain.values())
     targets: dict[Path, Path] = {}
     taken: set[Path] = set()
     for path in sorted(sources, key=lambda path: often[plain[path]] > 1):  # who has a name alone keeps it
         for target in _names(path, plain[path], suffix or "", alone=often[plain[path]] == 1):
-            files = {target, _compare_name(target)}  # also without --compare, which shall rename nothing
+            # The comparison also without --compare, which shall rename nothing.
+            files = {target} if is_video(path) else {target, _compare_name(target)}
             if not files & taken:
                 break
         targets[path] = target
@@ -154,7 +163,11 @@ def _names(source: Path, plain: Path, suffix: str, *, alone: bool) -> Iterator[P
         yield plain
     for number in itertools.count(1):
         counted = f"_{number}" if number > 1 else ""
-        yield plain.with_name(f"{source.stem}_{source.suffix[1:]}{counted}{suffix}.png")
+        yield plain.with_name(f"{source.stem}_{source.suffix[1:]}{counted}{suffix}{plain.suffix}")
+
+
+def _ending(source: Path) -> str:
+    return video_ending(source) if is_video(source) else ".png"
 
 
 def _sources(source: Path) -> list[Path]:
@@ -162,10 +175,10 @@ def _sources(source: Path) -> list[Path]:
         raise FileNotFoundError(f"{source}: no such file or folder; check the path")
     if not source.is_dir():
         return [source]
-    found = list_images(source, recursive=True)
+    found = list_images(source, recursive=True, suffixes=IMAGE_SUFFIXES + VIDEO_SUFFIXES)
     if not found:
         kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-        raise UserError(f"{source}: holds no images ({kinds}); name the folder that does")
+        raise UserError(f"{source}: holds no images ({kinds}) and no videos; name the folder that does")
     return found
 
 
@@ -175,8 +188,8 @@ def _check_targets(work: Work, args: argparse.Namespace) -> None:
         raise UserError("restore: --force replaces what --skip-existing leaves alone; keep one of them")
     originals = {path.resolve() for path, _ in work.pairs}
     for path, target in work.pairs:
-        check_output(target)
-        for file in (target, _compare_name(target)) if args.compare else (target,):
+        (check_video_output if is_video(path) else check_output)(target)
+        for file in (target, _compare_name(target)) if args.compare and not is_video(path) else (target,):
             if file.resolve() in originals:
                 raise UserError(f"{path}: the result {file} would replace an input; name another OUT or a --suffix")
     taken = [target for _, target in work.pairs if target.exists()]
@@ -196,20 +209,25 @@ def _check_targets(work: Work, args: argparse.Namespace) -> None:
 
 
 def _restore_all(work: Work, network: "nn.Module", args: argparse.Namespace, metadata: dict[str, str]) -> int:
-    many = len(work.pairs) > 1
-    with Progress("images" if many else "tiles", len(work.pairs), quiet=args.quiet) as bar:
+    many, films = len(work.pairs) > 1, any(is_video(path) for path, _ in work.pairs)
+    unit = ("files" if films else "images") if many else "frames" if films else "tiles"
+    with Progress(unit, len(work.pairs), quiet=args.quiet) as bar:
         try:
             for number, (source, target) in enumerate(work.pairs):
 
-                def tiles(done: int, total: int, number: int = number, name: str = source.name) -> None:
+                def parts(done: float, total: int, number: int = number, name: str = source.name) -> None:
                     if many:
-                        bar.update(number + done / total, note=name)
+                        bar.update(number + done / max(total, 1), note=name)
                     else:
                         bar.update(done, total, note=name)
 
                 began = time.monotonic()
                 try:
-                    picture, restored = _restored(source, target, network, args, tiles)
+                    if is_video(source):
+                        record = _filmed(source, target, network, args, metadata, parts)
+                        work.done.append(record | {"seconds": round(time.monotonic() - began, 2)})
+                        continue
+                    picture, restored = _restored(source, target, network, args, parts)
                 except (UserError, FileNotFoundError) as error:
                     if not many:
                         raise
@@ -232,8 +250,13 @@ def _restored(
 
     picture = read_image(source, max_pixels=args.max_pixels)
     check_output(target, alpha=picture.alpha is not None)
-    dtype = args.dtype or "float32"
-    return picture, restore_picture(network, picture, dtype=dtype, tile=args.tile, overlap=args.overlap, progress=tiles)
+    return picture, restore_picture(network, picture, **_how(args), progress=tiles)
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of restoring that are flags."""
+    flags = {name: getattr(args, name) for name in ("tile", "overlap", "ensemble")}
+    return flags | {"dtype": args.dtype or "float32"}
 
 
 def _written(
@@ -253,6 +276,24 @@ def _written(
         record["compare"] = str(write_image(_compare_name(target), figure, force=args.force))
     (height, width), (h, w) = picture.pixels.shape[:2], restored.pixels.shape[:2]
     return record | {"size": [width, height], "restored_size": [w, h]}
+
+
+def _filmed(
+    source: Path,
+    target: Path,
+    network: "nn.Module",
+    args: argparse.Namespace,
+    metadata: dict[str, str],
+    parts: Callable[[float, int], None],
+) -> dict[str, Any]:
+    """Restore a video; returns its record."""
+    from zoo.pipelines.restoring import restore_video
+
+    note = "; ".join(f"{name}={text}" for name, text in metadata.items())
+    made = restore_video(network, source, target, **_how(args), progress=parts, note=note, force=args.force)
+    told = {"frames": made.frames, "fps": round(made.fps, 3), "audio_tracks": made.audio, "lost": made.lost}
+    sizes = {"size": list(made.size), "restored_size": list(made.new_size)}
+    return {"input": str(source), "output": str(made.path)} | sizes | told
 
 
 def _compare_name(target: Path) -> Path:
@@ -287,10 +328,16 @@ def _report(work: Work, args: argparse.Namespace, metadata: dict[str, str], *, s
         one = work.done[0]
         sizes = ("x".join(map(str, one[key])) for key in ("size", "restored_size"))
         print(f"{one['output']}: {' -> '.join(sizes)} in {one['seconds']:.1f} s ({how})")
+        if "frames" in one:
+            lost = f", {one['lost']} damaged packets left out" if one["lost"] else ""
+            print(
+                f"{one['frames']} frames at {one['fps']:g} per second, {one['audio_tracks']} audio tracks copied{lost}"
+            )
         if "compare" in one:
             print(f"{one['compare']}: input, bicubic and restored side by side")
         return
-    parts = [f"{len(work.done)} of {len(work.pairs)} images restored"]
+    films = any(is_video(path) for path, _ in work.pairs)
+    parts = [f"{len(work.done)} of {len(work.pairs)} {'files' if films else 'images'} restored"]
     parts += [f"{work.skipped} left as found"] if work.skipped else []
     parts += [f"{len(work.failed)} could not be restored (named above)"] if work.failed else []
     parts += ["stopped: --skip-existing goes on from here"] if stopped else []

@@ -15,7 +15,7 @@ from zoo.data.images import size_of
 from zoo.errors import UserError
 from zoo.media import list_images
 
-ALIASES = (("bsd100", "b100", "bsds100"), ("set5",), ("set14",), ("urban100",), ("manga109",))
+ALIASES = (("bsd100", "b100", "bsds100"),)
 TWINS = (  # gt, lq
     ("gt", "lq"),
     ("gt", "lr"),
@@ -92,13 +92,17 @@ def locate(root: Path) -> Path:
         return root
     if root.exists():
         raise UserError(f"{root}: not a folder; give the folder that holds the images")
-    wanted = root.name.lower()
-    names = next((group for group in ALIASES if wanted in group), (wanted,))
     if root.parent.is_dir():
         for place in sorted(root.parent.iterdir()):
-            if place.is_dir() and place.name.lower() in names:
+            if place.is_dir() and same_set(place.name, root.name):
                 return place
     raise FileNotFoundError(f"{root}: no such folder; check the path (data.init_args.source)")
+
+
+def same_set(name: str, other: str) -> bool:
+    """Whether two names mean one data set: letter case does not matter, and BSD100 is called B100, too."""
+    name, other = name.lower(), other.lower()
+    return name == other or any(name in group and other in group for group in ALIASES)
 
 
 def match(gt: Sequence[Path], lq: Sequence[Path], upscale: int, layout: str, template: str | None = None) -> Found:

@@ -11,43 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import media, shipped
+from zoo import media
 from zoo.data.degradations import Degradation, Jpeg, Noise
 from zoo.data.images import to_array, to_tensor
 from zoo.data.imresize import enlarged
 from zoo.data.pairs import Pair, open_pairs
-from zoo.errors import UserError, nearest
-from zoo.metrics.psnr_ssim import Image, Protocol, rgb_to_y
+from zoo.errors import UserError
+from zoo.evaluate.protocols import Judge, mean, paper_figure, protocol_of
+from zoo.metrics.psnr_ssim import Protocol
 from zoo.models import needs
-from zoo.pipelines.restoring import prepare, restore_tensor
+from zoo.pipelines.restoring import facts, prepare, restore_tensor
 from zoo.pipelines.tiling import TileProgress
 
 BICUBIC = "bicubic"
-PROTOCOLS = ("basicsr", "rgb", "matlab")
 _STEP = re.compile(r"jpeg(\d+)|noise(\d+(?:\.\d+)?)")
 
 ImageProgress = Callable[[float, int, str], None]  # images done (parts count), images in all, name of the current one
-
-
-@dataclass(frozen=True)
-class MatlabProtocol(Protocol):
-    """As old MATLAB tables: luma is rounded to 8 bits before the comparison, which moves PSNR by hundredths of a dB."""
-
-    def label(self, metric: str = "PSNR") -> str:
-        """Name of the number, such as "PSNR-Y rounded, crop 2, uint8"."""
-        return f"{metric}-Y rounded, crop {self.crop_border}, uint8"
-
-    def __str__(self) -> str:
-        """The label of PSNR."""
-        return self.label()
-
-    def psnr(self, restored: Image, gt: Image) -> float:
-        """PSNR of the rounded lumas."""
-        return Protocol(self.crop_border).psnr(_rounded_luma(restored), _rounded_luma(gt))
-
-    def ssim(self, restored: Image, gt: Image) -> float:
-        """SSIM of the rounded lumas."""
-        return Protocol(self.crop_border).ssim(_rounded_luma(restored), _rounded_luma(gt))
 
 
 @dataclass(frozen=True)
@@ -63,6 +42,7 @@ class Row:
         bicubic_psnr: of bicubic enlargement of the same input (of the input itself at upscale 1), dB.
         bicubic_ssim: likewise.
         seconds: wall time of the model.
+        also: the judge's further measures by their key: of the model and of bicubic.
     """
 
     image: str
@@ -73,6 +53,7 @@ class Row:
     bicubic_psnr: float
     bicubic_ssim: float | None
     seconds: float
+    also: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
@@ -91,6 +72,9 @@ class Scores:
         degradation: how lq was made, such as "bicubic+jpeg75".
         protocol: how the numbers are computed; printed with every one.
         rows: one per image.
+        labels: key of each further measure -> its name with its protocol.
+        missing: key of a further measure -> why it has no value.
+        paper: the authors' figure by this protocol on these images, where one is recorded.
     """
 
     model: str
@@ -99,6 +83,9 @@ class Scores:
     degradation: str
     protocol: Protocol
     rows: list[Row] = field(repr=False)
+    labels: dict[str, str] = field(default_factory=dict, repr=False)
+    missing: dict[str, str] = field(default_factory=dict, repr=False)
+    paper: str | None = None
 
     @property
     def psnr(self) -> float:
@@ -118,12 +105,34 @@ class Scores:
     @property
     def ssim(self) -> float | None:
         """Mean over the images that have one."""
-        return _mean([row.ssim for row in self.rows])
+        return mean([row.ssim for row in self.rows])
 
     @property
     def bicubic_ssim(self) -> float | None:
         """Mean of bicubic over the images that have one."""
-        return _mean([row.bicubic_ssim for row in self.rows])
+        return mean([row.bicubic_ssim for row in self.rows])
+
+    def also(self, key: str) -> tuple[float | None, float | None]:
+        """Means of a further measure over the images that have it: of the model and of bicubic."""
+        ours, bicubic = zip(*[row.also[key] for row in self.rows], strict=True)
+        return mean(ours), mean(bicubic)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What there is to see of one image, all of them (h, w, 3) or (h, w, 1), in [0, 1] or uint8.
+
+    Attributes:
+        lq: the input.
+        restored: label with its PSNR -> what came out; bicubic (at upscale 1 the input) first.
+        gt: the ground truth.
+        hot: the most telling square (top, left, size): where two models differ most, or the only model errs most.
+    """
+
+    lq: np.ndarray
+    restored: dict[str, np.ndarray]
+    gt: np.ndarray
+    hot: tuple[int, int, int]
 
 
 class Trial:
@@ -141,6 +150,8 @@ class Trial:
         tile: as for `zoo.restore`.
         device: as for `zoo.restore`.
         dtype: as for `zoo.restore`.
+        ensemble: as for `zoo.restore`; papers mark such figures with a plus.
+        lpips: weights for LPIPS, as for `zoo.metrics.lpips.load`; where they are not to be found it has no value.
 
     Raises:
         FileNotFoundError: weights or images are missing.
@@ -161,8 +172,10 @@ class Trial:
         tile: int | str | None = "auto",
         device: str = "auto",
         dtype: str = "float32",
+        ensemble: bool = False,
+        lpips: str | Path | None = None,
     ) -> None:
-        self.tile, self.dtype = tile, dtype
+        self.tile, self.dtype, self.ensemble = tile, dtype, ensemble
         steps_of(degradation)  # its mistakes are told before weights are read
         given = [None if model == BICUBIC else prepare(model, device=device, dtype=dtype) for model in models]
         labels = _labels(models, given)
@@ -174,11 +187,11 @@ class Trial:
         if len(found) > 1:
             raise UserError(f"models and --upscale disagree ({sorted(found)}); measure one upscale at a time")
         self.upscale = found.pop()
-        self.protocol = _protocol(protocol, self.upscale)
-        channels = {needs(network).in_channels for network in given if network is not None} or {3}
-        self.pairs = open_pairs(
-            str(data), self.upscale, split=split, lq=lq, template=template, channels=1 if channels == {1} else 3
-        )
+        self.protocol = protocol_of(protocol, self.upscale)
+        gray = {needs(network).in_channels for network in given if network is not None} == {1}
+        channels = 1 if gray else 3
+        self.judge = Judge(self.protocol, channels=channels, lpips_file=lpips)
+        self.pairs = open_pairs(str(data), self.upscale, split=split, lq=lq, template=template, channels=channels)
         self.degrade_by(degradation)
 
     def degrade_by(self, degradation: str) -> None:
@@ -201,7 +214,7 @@ class Trial:
         total = len(self.pairs) * len(rows)
         for number, pair in enumerate(self.pairs):
             lq, gt = self.degraded(pair), to_tensor(pair.gt)
-            bicubic = self._measured(pair.name, enlarged(lq, self.upscale), gt)
+            bicubic = self.judge(pair.name, enlarged(lq, self.upscale), gt)
             for place, (label, network) in enumerate(self.networks.items()):
                 done = number * len(rows) + place
 
@@ -212,12 +225,14 @@ class Trial:
                 began = time.monotonic()
                 restored = self.restored(network, lq, tiles)
                 seconds = time.monotonic() - began
-                mine = bicubic if network is None else self._measured(pair.name, restored, gt)
+                ours = bicubic if network is None else self.judge(pair.name, restored, gt)
                 height, width = pair.gt.shape[:2]
-                rows[label].append(Row(pair.name, width, height, *mine, *bicubic, seconds))
-        source = self.pairs.source
-        facts = (source, self.upscale, self.degradation, self.protocol)
-        return [Scores(label, *facts, rows[label]) for label in rows]
+                main = (ours.psnr, ours.ssim, bicubic.psnr, bicubic.ssim)
+                both = {key: (ours.also[key], bicubic.also[key]) for key in ours.also}
+                rows[label].append(Row(pair.name, width, height, *main, seconds, both))
+        about = (self.pairs.source, self.upscale, self.degradation, self.protocol)
+        further = (self.judge.labels, self.judge.missing)
+        return [Scores(label, *about, rows[label], *further, self._paper(label)) for label in rows]
 
     def degraded(self, pair: Pair) -> Tensor:
         """The input of the models, (c, h, w) in [0, 1] (with noise: beyond)."""
@@ -230,39 +245,49 @@ class Trial:
         """What a model makes of `lq`, (c, h * upscale, w * upscale); None = bicubic."""
         if network is None:
             return enlarged(lq, self.upscale)
-        return restore_tensor(network, lq[None], dtype=self.dtype, tile=self.tile, progress=tiles)[0]
+        how: dict[str, Any] = {"dtype": self.dtype, "tile": self.tile, "ensemble": self.ensemble}
+        return restore_tensor(network, lq[None], **how, progress=tiles)[0]
 
-    def figure(self, image: str, scores: Sequence[Scores]) -> np.ndarray:
-        """Input, bicubic, every model and the ground truth of one image, with the most telling square magnified.
-
-        The square is where two models differ most, or where the only model errs most. uint8 (h, w, 3).
-        """
+    def views(self, image: str, scores: Sequence[Scores]) -> Views:
+        """Everything there is to see of one image; every model runs once more."""
         pair = next(pair for pair in self.pairs if pair.name == image)
-        lq, gt = self.degraded(pair), pair.gt
+        lq = self.degraded(pair)
         networks = {BICUBIC: None} | {name: network for name, network in self.networks.items() if network}
         arrays = {name: to_array(self.restored(network, lq)) for name, network in networks.items()}
         values = {s.model: row.psnr for s in scores for row in s.rows if row.image == image}
         values[BICUBIC] = next(row.bicubic_psnr for row in scores[0].rows if row.image == image)
-        labels = [f"{name}, {values[name]:.2f} dB" for name in arrays]
         models = [array for name, array in arrays.items() if name != BICUBIC] or [arrays[BICUBIC]]
-        other = models[1] if len(models) > 1 else media.to_unit(gt)
-        zoom = media.hot_spot(np.abs(models[0] - other).mean(axis=2), 64)
-        last = models[-1]
+        other = models[1] if len(models) > 1 else media.to_unit(pair.gt)
+        hot = media.hot_spot(np.abs(models[0] - other).mean(axis=2), 64)
+        shown = {f"{name}, {values[name]:.2f} dB": array for name, array in arrays.items()}
+        return Views(to_array(lq), shown, pair.gt, hot)
+
+    def figure(self, image: str, views: Views) -> np.ndarray:
+        """Input, bicubic, every model and the ground truth, with the most telling square magnified. uint8 (h, w, 3)."""
+        last = list(views.restored)[-1]
+        error = f"error of {last.rsplit(',', 1)[0]}, 0 to 0.1"
         return media.side_by_side(
-            [to_array(lq), *arrays.values(), gt, media.heat_map(last, gt)],
-            [f"input ({self.degradation})", *labels, "ground truth", f"error of {labels[-1].split(',')[0]}, 0 to 0.1"],
-            zoom=zoom,
+            [views.lq, *views.restored.values(), views.gt, media.heat_map(views.restored[last], views.gt)],
+            [f"input ({self.degradation})", *views.restored, "ground truth", error],
+            zoom=views.hot,
             title=f"{image}: {self.protocol}",
         )
 
-    def _measured(self, name: str, restored: Tensor, gt: Tensor) -> tuple[float, float | None]:
-        if restored.shape[1] <= 2 * self.protocol.crop_border or restored.shape[2] <= 2 * self.protocol.crop_border:
-            raise UserError(f"{name}: nothing is left of {gt.shape[2]}x{gt.shape[1]} after cropping; remove it")
-        psnr = self.protocol.psnr(restored, gt)
-        try:
-            return psnr, self.protocol.ssim(restored, gt)
-        except UserError:  # smaller than its window
-            return psnr, None
+    def facts(self) -> dict[str, str]:
+        """What has to be known to measure the same again."""
+        found = {"data": str(self.pairs.report()), "protocol": str(self.protocol)}
+        for label, network in self.networks.items():
+            if network is not None:
+                about = facts(network, dtype=self.dtype, tile=self.tile, ensemble=self.ensemble)
+                found |= {"Software": about.pop("Software")} | {f"{label}: {k[4:]}": v for k, v in about.items()}
+        return found | {"torch": torch.__version__}
+
+    def _paper(self, label: str) -> str | None:
+        """Only where the inputs are made as the paper's are."""
+        if self.steps or self.ensemble:
+            return None
+        variant = getattr(self.networks[label], "variant", None)
+        return paper_figure(variant, self.pairs.source, str(self.protocol))
 
 
 def evaluate(model: str | Path | nn.Module, data: str = "photos", **options: Any) -> Scores:  # noqa: ANN401
@@ -287,20 +312,15 @@ def compare(models: Sequence[str | Path | nn.Module], data: str = "photos", **op
     return Trial(models, data, **options).run()
 
 
-def telling_image(scores: Sequence[Scores]) -> str:
-    """The image worth a look: where two models differ most, or where one gains least over bicubic."""
+def telling_images(scores: Sequence[Scores], most: int = 1) -> list[str]:
+    """The images worth a look: where two models differ most, or where one gains least over bicubic; the worst first."""
     first = scores[0].rows
     if len(scores) == 1:
-        return min(first, key=lambda row: row.gain).image
-    spread = [max(values) - min(values) for values in zip(*[[r.gain for r in s.rows] for s in scores], strict=True)]
-    return first[int(np.argmax(spread))].image
-
-
-def recorded(model: str) -> list[str]:
-    """What checkpoints/index.yaml has of a variant: the paper's figures and ours; one phrase each."""
-    row = shipped.index().get(model, {})
-    paper = [f"paper: {where} {value}" for where, value in (row.get("paper") or {}).items()]
-    return paper + [f"{where}: {value}" for where, value in (row.get("figures") or {}).items()]
+        order = np.argsort([row.gain for row in first], kind="stable")
+    else:
+        gains = np.array([[row.gain for row in score.rows] for score in scores])
+        order = np.argsort(gains.min(0) - gains.max(0), kind="stable")
+    return [first[place].image for place in order[:most]]
 
 
 def _labels(models: Sequence[str | Path | nn.Module], networks: Sequence[nn.Module | None]) -> list[str]:
@@ -339,25 +359,3 @@ def steps_of(degradation: str) -> list[Degradation]:
             )
         steps.append(Jpeg(int(match[1])) if match[1] else Noise(float(match[2])))
     return steps
-
-
-def _protocol(name: str, upscale: int) -> Protocol:
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol {name!r} is not one of {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}")
-    border = upscale if upscale > 1 else 0
-    if name == "matlab":
-        return MatlabProtocol(border, y_channel=True)
-    return Protocol(border, y_channel=name == "basicsr" and upscale > 1)
-
-
-def _rounded_luma(image: Image) -> Tensor:
-    """uint8 (1, h, w); a gray image as it is."""
-    levels = torch.as_tensor(image)
-    if levels.dtype != torch.uint8:
-        levels = (levels.clamp(0, 1) * 255).round().to(torch.uint8)
-    return rgb_to_y(levels.double() / 255).round().to(torch.uint8) if levels.shape[0] == 3 else levels
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

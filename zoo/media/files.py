@@ -104,8 +104,15 @@ def check_output(path: Path, *, bits: int = 8, alpha: bool = False) -> None:
         raise UserError(f"{path}: JPEG has no transparency; name the output .png or .webp")
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+def list_images(
+    folder: str | Path, recursive: bool = False, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> list[Path]:
     """The image files of a folder by suffix, in natural order (2 before 10); hidden files and folders are skipped.
+
+    Args:
+        folder: where to look.
+        recursive: also in folders below it.
+        suffixes: lower case, of what is wanted.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -119,7 +126,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        found += [Path(place, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
+        found += [Path(place, n) for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
     return sorted(found, key=lambda path: [_natural(part) for part in path.relative_to(folder).parts])
 
 

@@ -122,6 +122,11 @@ def rgb_to_y(x: Tensor) -> Tensor:
     return (torch.einsum("...chw,c->...hw", x.double(), weights) + 16)[..., None, :, :].to(x.dtype)
 
 
+def eight_bit(image: Tensor) -> Tensor:
+    """What an 8-bit file holds of an image: clamped to [0, 1], times 255, rounded half to even. uint8 as it is."""
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How a number was measured; it is printed beside every one.

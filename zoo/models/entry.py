@@ -33,6 +33,8 @@ class Needs:
         overlap: context that a tile needs on each side, input pixels.
         bytes_per_pixel: peak activation memory per input pixel in float32 inference, an estimate.
         passes: how often tiles are run beforehand to find means over the whole image; see pipelines/means.py.
+        whole: whether tiles change what it computes, so that none are made unless the user asks for them.
+        spare_bytes_per_pixel: as `bytes_per_pixel` after `network.spare_memory(True)`; 0 = it has no such way.
     """
 
     upscale: int
@@ -42,6 +44,8 @@ class Needs:
     overlap: int
     bytes_per_pixel: int
     passes: int = 0
+    whole: bool = False
+    spare_bytes_per_pixel: int = 0
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Means:
                 raise _AllTaken
             return self._known_for(module, features)
 
-        with self._asking(gather), suppress(_AllTaken):
+        # Uncompiled: torch.compile does not follow the way out.
+        with self._asking(gather), suppress(_AllTaken), torch.compiler.set_stance("force_eager"):
             self.network(tiles)
 
     def settle(self) -> None:
@@ -69,6 +70,7 @@ class Means:
         with self._asking(self._known_for):
             yield
 
+    @torch.compiler.disable
     def _known_for(self, module: GlobalMean, features: Tensor) -> Tensor:
         known = self._known.get(module)
         if known is None:

@@ -30,6 +30,9 @@ _FEATHER = 8  # width of the cross-faded band, input pixels
 _ADVANCE = 16  # what the smallest tile adds to its neighbour; below, nearly all work would be context
 _GUARD = threading.Lock()
 _BUSY: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # held while a network restores
+# Where memory ran out: the tile that fitted and what was free, so that not every frame of a video tries in vain.
+_FITTED: WeakKeyDictionary[nn.Module, tuple[int, int]] = WeakKeyDictionary()
+_TOLD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # the tile whose gap was measured last
 _SHARE = 0.5  # of the free memory: needs().bytes_per_pixel is an estimate, and other programs want to live
 
 
@@ -66,7 +69,9 @@ def restore(
         network: one of zoo's restorers; it stays on its device and keeps its mode. Threads that share it take turns.
         image: (b, c, h, w) in [0, 1], on any device; it goes to the network's device tile by tile.
         tile: largest side of what the network sees at once, input pixels; None = always the whole image;
-            "auto" = the whole image if the free memory suffices, else the largest tile that it does suffice for.
+            "auto" = the whole image if the free memory suffices, else the largest tile that it does suffice for. A
+            network that tiles change (needs().whole) is never tiled by "auto": it works on fewer channels at a time.
+            Asked to tile, it says by how much the result differs.
         overlap: context on each side of a tile, input pixels; None = what the network needs.
         progress: called with the numbers of tiles run and to run in all, first with 0.
         batch: tiles that go through the network at once.
@@ -84,6 +89,9 @@ def restore(
         raise ValueError(f"restore: overlap must be >= 0 and batch >= 1, got {overlap} and {batch}")
     smallest = _round_up(2 * overlap + _FEATHER + max(_ADVANCE, facts.multiple), facts.multiple)
     padded = pad(image, facts.multiple)
+    if facts.whole and (tile is None or tile == "auto"):
+        out = _in_one_piece(network, padded, facts, progress)
+        return out[..., : image.shape[2] * facts.upscale, : image.shape[3] * facts.upscale]
     longest = max(padded.shape[2:])
     side = _first_side(network, padded, facts, tile, smallest, batch)
     while True:
@@ -91,6 +99,8 @@ def restore(
         try:
             with evaluating(network):
                 out = _run(network, padded, plan, overlap, facts.upscale, batch, progress)
+            if facts.whole and len(plan.corners) > 1:
+                _tell_gap(network, padded, plan, side, overlap)
             return out[..., : image.shape[2] * facts.upscale, : image.shape[3] * facts.upscale]
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
@@ -107,6 +117,8 @@ def restore(
             )
         side, batch = (side, 1) if batch > 1 else (max(smallest, side // 2 // facts.multiple * facts.multiple), 1)
         log.warning("out of memory: going on with tiles of %d pixels", side)
+        if tile == "auto":
+            _FITTED[network] = side, memory.free_bytes(_place(network)[0]) or 0
 
 
 def pad(image: Tensor, multiple: int) -> Tensor:
@@ -161,12 +173,75 @@ def _first_side(
     budget = _SHARE * free
     if padded.device == device:  # the result competes for the same memory
         budget -= padded.numel() * facts.upscale**2 * padded.element_size()
+    known, then = _FITTED.get(network, (longest, 0))
+    known = known if free <= 1.25 * then else longest
     if each * padded.shape[2] * padded.shape[3] <= budget:
-        return longest
+        return max(smallest, known)
     side = int(math.sqrt(max(0, budget) / (each * batch))) // facts.multiple * facts.multiple
-    side = max(smallest, side)
+    side = max(smallest, min(side, known))
     log.info("tiles of %d pixels: %.1f GiB of memory are free", side, free / 2**30)
     return side
+
+
+def _in_one_piece(network: nn.Module, padded: Tensor, facts: Needs, progress: TileProgress | None) -> Tensor:
+    """The whole image, with few channels at a time where memory is short."""
+    pixels = padded.shape[0] * padded.shape[2] * padded.shape[3]
+    free = memory.free_bytes(_place(network)[0])
+    ways = [False, True] if facts.spare_bytes_per_pixel else [False]
+    if free is not None and facts.bytes_per_pixel * pixels > _SHARE * free:
+        ways = ways[-1:]
+        needed = (facts.spare_bytes_per_pixel or facts.bytes_per_pixel) * pixels
+        if needed > free:  # rather than be killed by the system
+            raise UserError(_too_large(padded) + f": it needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} are free")
+    plan = TilePlan((padded.shape[2], padded.shape[3]), ((0,), (0,)))
+    for sparing in ways:
+        try:
+            with evaluating(network), _sparing(network, sparing):
+                return _run(network, padded, plan, 0, facts.upscale, 1, progress)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        memory.release(_place(network)[0])
+        if not sparing and True in ways:
+            log.warning("out of memory: going on with fewer channels at a time")
+    raise UserError(_too_large(padded))
+
+
+def _too_large(padded: Tensor) -> str:
+    return (
+        f"{_what(padded)} does not fit into memory in one piece, and tiles change what this model computes; "
+        "shrink the image, use another device, or ask for tiles (--tile 512)"
+    )
+
+
+@contextmanager
+def _sparing(network: nn.Module, sparing: bool) -> Iterator[None]:
+    if not sparing:
+        yield
+        return
+    network.spare_memory(True)  # pyright: ignore (its needs say that it can)
+    try:
+        yield
+    finally:
+        network.spare_memory(False)  # pyright: ignore
+
+
+def _tell_gap(network: nn.Module, padded: Tensor, plan: TilePlan, side: int, overlap: int) -> None:
+    """Say how far tiles are from one piece, on the part of the image that the first two tiles of both axes cover."""
+    if _TOLD.get(network) == side:
+        return
+    _TOLD[network] = side
+    edges = [starts[min(1, len(starts) - 1)] + size for starts, size in zip(plan.starts, plan.size, strict=True)]
+    part = padded[..., : edges[0], : edges[1]]
+    try:
+        whole = restore(network, part)
+        tiled = restore(network, part, tile=side, overlap=overlap)
+    except UserError as error:
+        log.warning("tiles change what %s computes; by how much is unknown: %s", type(network).__name__, error)
+        return
+    gap = -10 * math.log10(max((tiled.clamp(0, 1) - whole.clamp(0, 1)).square().mean().item(), 1e-12))
+    words = "tiles of %d pixels change what %s computes: on a part of %dx%d, %.2f dB PSNR between tiles and one piece"
+    log.warning(words + "; without --tile nothing differs", side, type(network).__name__, edges[1], edges[0], gap)
 
 
 def _plan(size: Sequence[int], side: int, overlap: int, multiple: int) -> TilePlan:

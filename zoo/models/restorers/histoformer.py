@@ -22,13 +22,27 @@ from torch.nn import functional as F
 from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count
 
 _LEVELS = 4
+_AT_ONCE = 12  # channels, where memory is to be spared; rows that BLAS sums as it does those of all channels
+_ALL = slice(None)
 
 
-def _matrix(conv: nn.Conv2d, features: Tensor) -> Tensor:
-    """A 1x1 convolution as one matrix product, (b, c, ...) -> (b, c', ...)."""
-    out = conv.weight[:, :, 0, 0] @ features.flatten(2)  # b c' n
-    out = out if conv.bias is None else out + conv.bias[:, None]
+def _matrix(conv: nn.Conv2d, features: Tensor, rows: slice = _ALL) -> Tensor:
+    """A 1x1 convolution as one matrix product, (b, c, ...) -> (b, c', ...); some of its output channels."""
+    out = conv.weight[rows, :, 0, 0] @ features.flatten(2)  # b c' n
+    out = out if conv.bias is None else out + conv.bias[rows, None]
     return out.unflatten(2, features.shape[2:])
+
+
+def _depthwise(conv: nn.Conv2d, features: Tensor, rows: slice) -> Tensor:
+    """A depthwise convolution of some of its channels."""
+    bias = None if conv.bias is None else conv.bias[rows]
+    padding, dilation = conv.padding, conv.dilation
+    return F.conv2d(features, conv.weight[rows], bias, 1, padding, dilation, features.shape[1])  # pyright: ignore
+
+
+def _parts(first: int, last: int) -> list[slice]:
+    """Channels from `first` to before `last`, some at a time."""
+    return [slice(start, min(start + _AT_ONCE, last)) for start in range(first, last, _AT_ONCE)]
 
 
 class LayerNorm(nn.Module):
@@ -59,7 +73,7 @@ class Attention_histogram(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, bias: bool, stable_sort: bool) -> None:
         super().__init__()
-        self.num_heads, self.stable_sort = num_heads, stable_sort
+        self.num_heads, self.stable_sort, self.sparing = num_heads, stable_sort, False
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 5 * channels, 1, bias=bias)
         self.qkv_dwconv = nn.Conv2d(5 * channels, 5 * channels, 3, padding=1, groups=5 * channels, bias=bias)
@@ -71,11 +85,7 @@ class Attention_histogram(nn.Module):
         columns, by_row = self._sort(features[:, :half], 2)
         columns, by_column = self._sort(columns, 3)
         mixed = torch.cat([columns, features[:, half:]], 1)
-        qkv = self.qkv_dwconv(_matrix(self.qkv, mixed)).view(b, 5, c, h * w)
-        values, order = self._sort(qkv[:, 4], 2)  # b c n
-        pairs = qkv[:, :4].gather(3, order[:, None].expand(-1, 4, -1, -1))  # b 4 c n
-        product = self._attend(pairs[:, 0], pairs[:, 1], values, True)
-        product = product * self._attend(pairs[:, 2], pairs[:, 3], values, False)
+        product, order = self._attended_sparingly(mixed) if self.sparing else self._attended(mixed)  # b c n
         back = torch.empty_like(product).scatter(2, order, product).view(b, c, h, w)
         out = _matrix(self.project_out, back)
         # The first half goes back to where its pixels came from, although the projection has mixed it with the other.
@@ -84,6 +94,44 @@ class Attention_histogram(nn.Module):
 
     def _sort(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         return torch.sort(x, dim=axis, stable=self.stable_sort)
+
+    def _attended(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """The product of both attentions, sorted, and the place of each pixel, (b, c, n)."""
+        b, c, h, w = mixed.shape
+        qkv = self.qkv_dwconv(_matrix(self.qkv, mixed)).view(b, 5, c, h * w)
+        values, order = self._sort(qkv[:, 4], 2)  # b c n
+        pairs = qkv[:, :4].gather(3, order[:, None].expand(-1, 4, -1, -1))  # b 4 c n
+        product = self._attend(pairs[:, 0], pairs[:, 1], values, True)
+        return product * self._attend(pairs[:, 2], pairs[:, 3], values, False), order
+
+    def _attended_sparingly(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, some channels at a time; only values, keys and the product are there as a whole."""
+        b, c, h, w = mixed.shape
+        values = mixed.new_empty(b, c, h * w)
+        order = torch.empty(b, c, h * w, dtype=torch.int64, device=mixed.device)
+        for part in _parts(0, c):
+            values[:, part], order[:, part] = self._sort(self._projected(mixed, 4, part), 2)
+        product = torch.ones_like(values)
+        size = c // self.num_heads
+        for place, bins in ((0, True), (2, False)):
+            for head in range(self.num_heads):
+                own = slice(head * size, (head + 1) * size)
+                keys = torch.empty_like(values[:, own])
+                for part in _parts(own.start, own.stop):
+                    found = self._projected(mixed, place + 1, part).gather(2, order[:, part])
+                    keys[:, part.start - own.start : part.stop - own.start] = found
+                k, v = F.normalize(self._split(keys, bins, 1), dim=3), self._split(values[:, own], bins, 1)
+                del keys
+                for part in _parts(own.start, own.stop):
+                    q = self._projected(mixed, place, part).gather(2, order[:, part])
+                    q = F.normalize(self._split(q, bins, 1), dim=3)
+                    product[:, part] *= self._weighed(q, k, v, self.temperature[head : head + 1], bins)[:, :, : h * w]
+        return product, order
+
+    def _projected(self, mixed: Tensor, which: int, part: slice) -> Tensor:
+        """Channels `part` of one of q1, k1, q2, k2, v; (b, c', n)."""
+        rows = slice(which * mixed.shape[1] + part.start, which * mixed.shape[1] + part.stop)
+        return _depthwise(self.qkv_dwconv, _matrix(self.qkv, mixed, rows), rows).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bins: bool) -> Tensor:
         """Attention of sorted pixels, (b, c, n): each channel and part of the pixels is a token.
@@ -94,20 +142,25 @@ class Attention_histogram(nn.Module):
             v: values, ascending.
             bins: whether parts are neighbours in value, else each goes through the whole range.
         """
-        parts, n = self.num_heads, v.shape[2]
-        q, k, v = (self._split(F.pad(x, (0, -n % parts)), bins) for x in (q, k, v))  # b heads (c parts) m
-        logits = F.normalize(q, dim=3) @ F.normalize(k, dim=3).mT * self.temperature
+        n = v.shape[2]
+        q, k, v = (self._split(x, bins, self.num_heads) for x in (q, k, v))  # b heads (c parts) m
+        return self._weighed(F.normalize(q, dim=3), F.normalize(k, dim=3), v, self.temperature, bins)[:, :, :n]
+
+    def _weighed(self, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bins: bool) -> Tensor:
+        """Tokens of unit length, b heads (c parts) m -> sorted pixels (b, c, n) with those that fill the last part."""
+        logits = q @ k.mT * temperature
         weights = logits.to(torch.promote_types(q.dtype, torch.float32)).exp()
         weights = (weights / (1 + weights.sum(3, keepdim=True))).to(v.dtype)  # what is left over looks at nothing
-        out = (weights @ v).unflatten(2, (-1, parts))  # b heads c parts m
+        out = (weights @ v).unflatten(2, (-1, self.num_heads))  # b heads c parts m
         out = out if bins else out.transpose(3, 4)
-        return out.flatten(3).flatten(1, 2)[:, :, :n]
+        return out.flatten(3).flatten(1, 2)
 
-    def _split(self, x: Tensor, bins: bool) -> Tensor:
-        x = x.unflatten(1, (self.num_heads, -1))  # b heads c n
+    def _split(self, x: Tensor, bins: bool, heads: int) -> Tensor:
+        parts = self.num_heads
+        x = F.pad(x, (0, -x.shape[2] % parts)).unflatten(1, (heads, -1))  # b heads c n
         if bins:
-            return x.unflatten(3, (self.num_heads, -1)).flatten(2, 3)  # b heads (c parts) m
-        return x.unflatten(3, (-1, self.num_heads)).transpose(3, 4).flatten(2, 3)
+            return x.unflatten(3, (parts, -1)).flatten(2, 3)  # b heads (c parts) m
+        return x.unflatten(3, (-1, parts)).transpose(3, 4).flatten(2, 3)
 
 
 class FeedForward(nn.Module):
@@ -115,16 +168,32 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__()
-        wide = hidden // 4
+        self.wide, self.sparing = hidden // 4, False
+        wide = self.wide
         self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=bias)
         self.dwconv_5 = nn.Conv2d(wide, wide, 5, padding=2, groups=wide, bias=bias)
         self.dwconv_dilated2_1 = nn.Conv2d(wide, wide, 3, padding=2, groups=wide, dilation=2, bias=bias)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
+        if self.sparing:
+            return self._sparingly(features)
         value, gate = F.pixel_shuffle(_matrix(self.project_in, features), 2).chunk(2, 1)
         gated = F.mish(self.dwconv_dilated2_1(gate)) * self.dwconv_5(value)
         return _matrix(self.project_out, F.pixel_unshuffle(gated, 2))
+
+    def _sparingly(self, features: Tensor) -> Tensor:
+        """The same, some channels at a time; only what goes into the last projection is there as a whole."""
+        b, _, h, w = features.shape
+        gated = features.new_empty(b, 4 * self.wide, h, w)
+        for part in _parts(0, self.wide):
+            value, gate = (
+                F.pixel_shuffle(_matrix(self.project_in, features, slice(4 * start, 4 * stop)), 2)
+                for start, stop in ((part.start, part.stop), (self.wide + part.start, self.wide + part.stop))
+            )
+            value = F.mish(_depthwise(self.dwconv_dilated2_1, gate, part)) * _depthwise(self.dwconv_5, value, part)
+            gated[:, 4 * part.start : 4 * part.stop] = F.pixel_unshuffle(value, 2)
+        return _matrix(self.project_out, gated)
 
 
 class TransformerBlock(nn.Module):
@@ -276,6 +345,12 @@ class Histoformer(nn.Module):
         self.skip_patch_embed2 = SkipPatchEmbed(inp_channels, bias)
         self.skip_patch_embed3 = SkipPatchEmbed(inp_channels, bias)
 
+    def spare_memory(self, spare: bool) -> None:
+        """Whether to work on a few channels at a time: the same sums in two thirds of the memory, more slowly."""
+        for module in self.modules():
+            if isinstance(module, Attention_histogram | FeedForward):
+                module.sparing = spare
+
     def forward(self, lq: Tensor) -> Tensor:
         """Restore `lq`, (b, inp_channels, h, w) in [0, 1], h and w multiples of 8.
 
@@ -358,6 +433,8 @@ def _needs(network: Histoformer) -> Needs:
         dtypes=("float32",),
         overlap=32,
         bytes_per_pixel=400 * network.config["dim"],
+        whole=True,
+        spare_bytes_per_pixel=240 * network.config["dim"],
     )
 
 

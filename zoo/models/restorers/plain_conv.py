@@ -48,7 +48,7 @@ class PlainConv(nn.Module):
         for conv in self.body:
             features = F.relu(conv(features))
         out = self.conv_last(self.upsample(F.relu(self.conv_before_upsample(features))))
-        return out + F.interpolate(lq, scale_factor=self.upscale, mode="bicubic", align_corners=False)
+        return out + F.interpolate(lq, size=out.shape[2:], mode="bicubic", align_corners=False)
 
 
 VARIANTS = {"plain-conv-tiny-x2": Variant({"embed_dim": 54, "depth": 7, "num_feat": 32, "upscale": 2})}
