@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from zoo import shipped
-from zoo.data.degradations import Bicubic
+from zoo.data.degradations import Bicubic, Jpeg, Noise
+from zoo.data.images import to_tensor
 from zoo.data.imresize import imresize
 from zoo.data.pairs import PairedFolder
 from zoo.data.photos import photos
+from zoo.data.weather import Rain, Snow
 from zoo.errors import UserError
 from zoo.evaluate.restorers import Row, Scores, Trial, compare, evaluate, steps_of, telling_images
 from zoo.media import write_image
@@ -129,9 +131,9 @@ def test_image_too_small_for_ssim_has_none(tmp_path, conv):
 
 def test_mistakes_are_told_before_any_work(conv, folder):
     for options, words in (
-        ({"degradation": "jpeg75"}, "begin with bicubic"),
-        ({"degradation": "bicubic+blur3"}, "'blur3' is neither jpegQ nor noiseS"),
-        ({"degradation": "bicubic+jpeg75.9"}, "'jpeg75.9' is neither jpegQ nor noiseS, with a whole Q"),
+        ({"degradation": "jpeg"}, "'jpeg' is none of jpegQ, noiseS"),
+        ({"degradation": "bicubic+blur3"}, "'blur3' is none of jpegQ, noiseS"),
+        ({"degradation": "bicubic+jpeg75.9"}, "'jpeg75.9' is none of jpegQ, noiseS"),
         ({"protocol": "matlap"}, "Did you mean 'matlab'"),
         ({"upscale": 3}, "models and --upscale disagree"),
     ):
@@ -139,7 +141,19 @@ def test_mistakes_are_told_before_any_work(conv, folder):
             Trial([conv], folder, **options)
     with pytest.raises(UserError, match="does not tell the upscale"):
         Trial(["bicubic"], folder)
-    assert [type(step).__name__ for step in steps_of("bicubic+noise2.5+jpeg75")] == ["Noise", "Jpeg"]
+    assert steps_of("bicubic+noise2.5+jpeg75") == steps_of("noise2.5+jpeg75") == [Noise(2.5), Jpeg(75)]
+    assert steps_of("rain+snow22") == [Rain(), Snow(22.0)]
+
+
+def test_weather_is_the_same_in_every_evaluation_and_as_heavy_as_asked_for(folder):
+    network = create({"family": "plain-conv", "embed_dim": 2, "depth": 1, "num_feat": 2, "upscale": 1})
+    first, second = (evaluate(network, folder, degradation="rain21") for _ in range(2))
+    assert [row.psnr for row in first.rows] == [row.psnr for row in second.rows]
+    assert first.degradation == "rain21"
+    trial = Trial([network], folder, degradation="rain21")
+    inputs = [trial.degraded(pair) for pair in trial.pairs]
+    errors = [float((lq - to_tensor(pair.gt)).square().mean()) for lq, pair in zip(inputs, trial.pairs, strict=True)]
+    assert [-10 * math.log10(error) for error in errors] == pytest.approx([21.0] * len(errors), abs=0.1)
 
 
 def test_figure_shows_every_model_and_progress_ends_at_the_total(conv, folder):

@@ -87,6 +87,16 @@ def test_padding_reflects_and_goes_on_reflecting_where_the_image_is_small():
     assert pad(aligned, 8) is aligned
 
 
+def test_mirror_always_repeats_the_edge_and_goes_to_the_next_multiple_above():
+    image = noise(1, 2, 5, 8)
+    expected = torch.cat([image, image.flip(2)], 2)[:, :, :8]
+    assert torch.equal(pad(image, 8, "mirror_always"), torch.cat([expected, expected.flip(3)], 3)), "8 becomes 16"
+    assert pad(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 8, "mirror_always")[0, 0, 0].tolist() == [1, 2, 3, 3, 2, 1, 1, 2]
+    assert pad(noise(1, 1, 1, 1), 8, "mirror_always").unique().numel() == 1
+    with pytest.raises(UserError, match="padding must be reflect or mirror_always, got 'mirror'"):
+        pad(image, 8, "mirror")
+
+
 def test_tiled_hat_scores_as_the_whole_image_does(hat):
     """On camera, half sky and half detail, tiles with means of their own were 0.2 dB worse."""
     gt = torch.from_numpy(dict(photos("validation"))["camera"]).permute(2, 0, 1).expand(3, -1, -1)

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", metavar="FILE", help="weights of AlexNet or VGG16; else where torch.hub keeps them")
     parser.add_argument("--worst", type=int, default=3, metavar="K", help="pictures of so many images, with --out")
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
+    options.add(parser, "padding")
     options.add(parser, "device", "dtype", "out", "force", "json")
 
 
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.command}: --worst must be 0 or more, got {args.worst}")
     if out is not None:
         _refuse_existing(out, args.force)
-    place = {"tile": args.tile, "device": args.device, "dtype": args.dtype or "float32", "lpips": args.lpips}
-    place["ensemble"] = args.ensemble
+    place = {"tile": args.tile, "padding": args.padding, "ensemble": args.ensemble}
+    place |= {"device": args.device, "dtype": args.dtype or "float32", "lpips": args.lpips}
     trial = Trial(models, degradation=degradations[0], **place, **setting)
     tables: list[list[Scores]] = []
     for degradation in degradations:

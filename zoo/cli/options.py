@@ -33,6 +33,11 @@ FLAGS = {
     "--device": {"type": _device, "default": "auto", "metavar": "D", "help": "cpu, cuda, cuda:0 or auto"},
     "--dtype": {"type": _dtype, "metavar": "T", "help": "float32, bfloat16 or float16"},
     "--seed": {"type": int, "metavar": "N", "help": "seed of everything random"},
+    "--padding": {
+        "choices": ("reflect", "mirror_always"),
+        "default": "reflect",
+        "help": "how sides are brought to multiples; mirror_always for the figures of CRAFT's authors",
+    },
     "--out": {"metavar": "PATH", "help": "where results go"},
     "--force": {"action": "store_true", "help": "overwrite what exists"},
     "--json": {"action": "store_true", "help": "machine-readable result on stdout"},

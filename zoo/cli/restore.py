@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="hat-tiny-x2", metavar="M", help="a name of `zoo list`, a file, a run folder"
     )
     parser.add_argument("--tile", type=parse_tile, default="auto", metavar="N", help="side of the tiles, auto or off")
+    options.add(parser, "padding")
     parser.add_argument("--overlap", type=_count, metavar="N", help="context around a tile in pixels; else by model")
     parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns: better, 8 times the work")
     parser.add_argument("--compile", action="store_true", help="torch.compile first: for many images of one size")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     upscale = needs(network).upscale
     work = plan(source, sources, args.target or args.out, args.suffix, upscale)
     _check_targets(work, args)
-    metadata = facts(network, dtype=dtype, tile=args.tile, ensemble=args.ensemble)
+    metadata = facts(network, dtype=dtype, tile=args.tile, padding=args.padding, ensemble=args.ensemble)
     try:
         code = _restore_all(work, network, args, metadata)
     except (UserError, OSError):  # such as a full disk: what is finished stays, and is told
@@ -255,7 +256,7 @@ def _restored(
 
 def _how(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of restoring that are flags."""
-    flags = {name: getattr(args, name) for name in ("tile", "overlap", "ensemble")}
+    flags = {name: getattr(args, name) for name in ("tile", "overlap", "padding", "ensemble")}
     return flags | {"dtype": args.dtype or "float32"}
 
 

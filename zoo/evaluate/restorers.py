@@ -16,6 +16,7 @@ from zoo.data.degradations import Degradation, Jpeg, Noise
 from zoo.data.images import to_array, to_tensor
 from zoo.data.imresize import enlarged
 from zoo.data.pairs import Pair, open_pairs
+from zoo.data.weather import Rain, Raindrops, Snow
 from zoo.errors import UserError
 from zoo.evaluate.protocols import Judge, mean, paper_figure, protocol_of
 from zoo.metrics.psnr_ssim import Protocol
@@ -24,7 +25,9 @@ from zoo.pipelines.restoring import facts, prepare, restore_tensor
 from zoo.pipelines.tiling import TileProgress
 
 BICUBIC = "bicubic"
-_STEP = re.compile(r"jpeg(\d+)|noise(\d+(?:\.\d+)?)")
+# jpeg takes a whole number, noise any, weather may go without.
+_STEP = re.compile(r"(?=jpeg\d+$|noise[\d.]+$|rain|snow)(jpeg|noise|rain|snow|raindrops)(\d+(?:\.\d+)?)?")
+_WEATHER = {"rain": Rain, "snow": Snow, "raindrops": Raindrops}
 
 ImageProgress = Callable[[float, int, str], None]  # images done (parts count), images in all, name of the current one
 
@@ -142,12 +145,14 @@ class Trial:
         models: names, weight files, run folders, networks, or "bicubic".
         data: "photos" (the validation photos), "demo", or a folder: of gt images, or of pairs.
         upscale: gt size over lq size; None = that of the models.
-        degradation: "bicubic" (with upscale 1: nothing), followed by +jpegQ or +noiseS; applied to given lq files too.
+        degradation: "bicubic" (with upscale 1: nothing), or steps after it such as "bicubic+jpeg75", "noise25", "rain"
+            or "snow22" (dB); applied to given lq files too.
         protocol: "basicsr" (Y for super-resolution, RGB at upscale 1; border = upscale), "rgb" or "matlab".
         split: "train" or "valid", where the data have both.
         lq: folder of degraded images, where no known layout says it.
         template: lq name for a gt name, such as "{}x4".
         tile: as for `zoo.restore`.
+        padding: as for `zoo.restore`.
         device: as for `zoo.restore`.
         dtype: as for `zoo.restore`.
         ensemble: as for `zoo.restore`; papers mark such figures with a plus.
@@ -170,12 +175,13 @@ class Trial:
         lq: str | None = None,
         template: str | None = None,
         tile: int | str | None = "auto",
+        padding: str = "reflect",
         device: str = "auto",
         dtype: str = "float32",
         ensemble: bool = False,
         lpips: str | Path | None = None,
     ) -> None:
-        self.tile, self.dtype, self.ensemble = tile, dtype, ensemble
+        self.how: dict[str, Any] = {"tile": tile, "padding": padding, "dtype": dtype, "ensemble": ensemble}
         steps_of(degradation)  # its mistakes are told before weights are read
         given = [None if model == BICUBIC else prepare(model, device=device, dtype=dtype) for model in models]
         labels = _labels(models, given)
@@ -202,7 +208,7 @@ class Trial:
         """
         self.steps = steps_of(degradation)
         base = ["lq as given"] if self.pairs.has_lq else [BICUBIC] if self.upscale > 1 else []
-        self.degradation = "+".join([*base, *degradation.split("+")[1:]]) or "none"
+        self.degradation = "+".join([*base, *_parts(degradation)]) or "none"
 
     def run(self, report: ImageProgress | None = None) -> list[Scores]:
         """Measure every model on every image.
@@ -238,15 +244,14 @@ class Trial:
         """The input of the models, (c, h, w) in [0, 1] (with noise: beyond)."""
         lq = to_tensor(pair.lq)
         for step in self.steps:
-            lq = step.fixed(lq)
+            lq = step.fixed(lq, pair.name)
         return lq
 
     def restored(self, network: nn.Module | None, lq: Tensor, tiles: TileProgress | None = None) -> Tensor:
         """What a model makes of `lq`, (c, h * upscale, w * upscale); None = bicubic."""
         if network is None:
             return enlarged(lq, self.upscale)
-        how: dict[str, Any] = {"dtype": self.dtype, "tile": self.tile, "ensemble": self.ensemble}
-        return restore_tensor(network, lq[None], **how, progress=tiles)[0]
+        return restore_tensor(network, lq[None], **self.how, progress=tiles)[0]
 
     def views(self, image: str, scores: Sequence[Scores]) -> Views:
         """Everything there is to see of one image; every model runs once more."""
@@ -278,13 +283,13 @@ class Trial:
         found = {"data": str(self.pairs.report()), "protocol": str(self.protocol)}
         for label, network in self.networks.items():
             if network is not None:
-                about = facts(network, dtype=self.dtype, tile=self.tile, ensemble=self.ensemble)
+                about = facts(network, **self.how)
                 found |= {"Software": about.pop("Software")} | {f"{label}: {k[4:]}": v for k, v in about.items()}
         return found | {"torch": torch.__version__}
 
     def _paper(self, label: str) -> str | None:
         """Only where the inputs are made as the paper's are."""
-        if self.steps or self.ensemble:
+        if self.steps or self.how["ensemble"]:
             return None
         variant = getattr(self.networks[label], "variant", None)
         return paper_figure(variant, self.pairs.source, str(self.protocol))
@@ -341,21 +346,30 @@ def _labels(models: Sequence[str | Path | nn.Module], networks: Sequence[nn.Modu
 
 
 def steps_of(degradation: str) -> list[Degradation]:
-    """The steps after the shrinking that a text such as "bicubic+noise25+jpeg75" means.
+    """The steps after the shrinking that a text such as "bicubic+noise25+jpeg75" or "rain22" means.
 
     Raises:
         UserError: it cannot be read.
     """
-    base, *parts = degradation.split("+")
-    if base != BICUBIC:
-        raise UserError(f"degradation {degradation!r}: begin with {BICUBIC}, such as bicubic+jpeg75 or bicubic+noise25")
     steps: list[Degradation] = []
-    for part in parts:
+    for part in _parts(degradation):
         match = _STEP.fullmatch(part)
         if match is None:
             raise UserError(
-                f"degradation {degradation!r}: {part!r} is neither jpegQ nor noiseS, with a whole Q, "
-                "such as bicubic+jpeg75"
+                f"degradation {degradation!r}: {part!r} is none of jpegQ, noiseS, rain, snow and raindrops, such as "
+                "bicubic+jpeg75, noise25 or rain22 (dB)"
             )
-        steps.append(Jpeg(int(match[1])) if match[1] else Noise(float(match[2])))
+        kind, number = match[1], match[2]
+        if kind == "jpeg":
+            steps.append(Jpeg(int(number)))
+        elif kind == "noise":
+            steps.append(Noise(float(number)))
+        else:
+            steps.append(_WEATHER[kind](float(number)) if number else _WEATHER[kind]())
     return steps
+
+
+def _parts(degradation: str) -> list[str]:
+    """Without the shrinking, which always comes first."""
+    first, *rest = degradation.split("+")
+    return rest if first == BICUBIC else [first, *rest]

@@ -35,6 +35,7 @@ def restore(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
+    padding: str = "reflect",
     ensemble: bool = False,
     progress: tiling.TileProgress | None = None,
 ) -> Image.Image | Tensor:
@@ -49,6 +50,7 @@ def restore(
         dtype: "float32", or "bfloat16" or "float16" where needs(network).dtypes allows it; sums stay in float32.
         tile: side of the tiles in pixels, None = never tile, "auto" = only when memory is short.
         overlap: context around each tile in pixels; None = what the network needs.
+        padding: "reflect", or "mirror_always" as the script for CRAFT's tables; see `zoo.pipelines.tiling.pad`.
         ensemble: restore all eight flips and turns and take the mean: eight times the work, often 0.1 dB.
         progress: called with the numbers of tiles done and in all.
 
@@ -61,7 +63,8 @@ def restore(
         UserError: unknown model, refused dtype, memory that suffices for no tile, or a result that is not a number.
     """
     network = prepare(model, device=device, dtype=dtype)
-    how: dict[str, Any] = {"dtype": dtype, "tile": tile, "overlap": overlap, "ensemble": ensemble, "progress": progress}
+    how: dict[str, Any] = {"tile": tile, "overlap": overlap, "padding": padding, "ensemble": ensemble}
+    how |= {"dtype": dtype, "progress": progress}
     if isinstance(image, Tensor):
         return restore_tensor(network, image, **how)
     if not isinstance(image, Image.Image):
@@ -108,6 +111,7 @@ def restore_tensor(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
+    padding: str = "reflect",
     ensemble: bool = False,
     progress: tiling.TileProgress | None = None,
 ) -> Tensor:
@@ -129,7 +133,7 @@ def restore_tensor(
     first = next(network.parameters(), image)
     precision = getattr(torch, dtype)
     with torch.autocast(first.device.type, precision, enabled=precision != torch.float32):
-        how: dict[str, Any] = {"tile": tile, "overlap": overlap}
+        how: dict[str, Any] = {"tile": tile, "overlap": overlap, "padding": padding}
         out = (_eightfold if ensemble else tiling.restore)(network, lq, progress=progress, **how)
     if not torch.isfinite(out).all():
         remedy = "its weights are damaged, fetch them again" if dtype == "float32" else "use --dtype float32"
@@ -148,6 +152,7 @@ def restore_picture(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
+    padding: str = "reflect",
     ensemble: bool = False,
     progress: tiling.TileProgress | None = None,
 ) -> Picture:
@@ -160,7 +165,7 @@ def restore_picture(
     alpha = None if picture.alpha is None else torch.from_numpy(picture.alpha)[None, None]  # 1 1 h w
     if alpha is not None and (alpha == 0).any() and (alpha > 0).any():
         image = torch.where(alpha > 0, image, _surroundings(image, (alpha > 0).to(image)))
-    how: dict[str, Any] = {"dtype": dtype, "tile": tile, "overlap": overlap, "ensemble": ensemble}
+    how: dict[str, Any] = {"tile": tile, "overlap": overlap, "padding": padding, "ensemble": ensemble, "dtype": dtype}
     out = restore_tensor(network, image, **how, progress=progress)
     if alpha is not None:
         hard = ((alpha == 0) | (alpha == 1)).all()
@@ -178,6 +183,7 @@ def restore_video(
     dtype: str = "float32",
     tile: int | str | None = "auto",
     overlap: int | None = None,
+    padding: str = "reflect",
     ensemble: bool = False,
     progress: Callable[[float, int], None] | None = None,
     note: str = "",
@@ -192,12 +198,13 @@ def restore_video(
         dtype: as for `restore`.
         tile: as for `restore`.
         overlap: as for `restore`.
+        padding: as for `restore`.
         ensemble: as for `restore`.
         progress: called with the frames done (parts of one count too) and in all (0 = unknown).
         note: goes into the file as its comment.
         force: replace a file that exists.
     """
-    how: dict[str, Any] = {"dtype": dtype, "tile": tile, "overlap": overlap, "ensemble": ensemble}
+    how: dict[str, Any] = {"tile": tile, "overlap": overlap, "padding": padding, "ensemble": ensemble, "dtype": dtype}
     reached = [0, 0]
 
     def frames(done: int, total: int) -> None:
@@ -213,7 +220,9 @@ def restore_video(
     return change_video(source, target, change, progress=frames, note=note, force=force)
 
 
-def facts(network: nn.Module, *, dtype: str, tile: int | str | None, ensemble: bool = False) -> dict[str, str]:
+def facts(
+    network: nn.Module, *, dtype: str, tile: int | str | None, padding: str = "reflect", ensemble: bool = False
+) -> dict[str, str]:
     """What a result was made with, as texts for its file."""
     sha = getattr(network, "sha", None) or tensor_hash(network.state_dict())
     name = getattr(network, "variant", None) or type(network).__name__
@@ -223,6 +232,7 @@ def facts(network: nn.Module, *, dtype: str, tile: int | str | None, ensemble: b
         "zoo:weights": f"sha256 {sha}",
         "zoo:dtype": dtype,
         "zoo:tile": "off" if tile is None else str(tile),
+        "zoo:padding": padding,
     } | ({"zoo:ensemble": "mean of 8 flips and turns"} if ensemble else {})
 
 
@@ -230,9 +240,8 @@ def _eightfold(
     network: nn.Module,
     lq: Tensor,
     *,
-    tile: int | str | None,
-    overlap: int | None,
     progress: tiling.TileProgress | None,
+    **how: Any,  # noqa: ANN401
 ) -> Tensor:
     """The mean of what becomes of all flips and turns, each undone. Source: Lim et al. 2017 (EDSR), section 3.4."""
     total = torch.zeros((), dtype=lq.dtype, device=lq.device)
@@ -244,7 +253,7 @@ def _eightfold(
                 progress(number * whole + done, 8 * whole)
 
         turned = torch.rot90(lq.flip(3) if flip else lq, turns, (2, 3)).contiguous()
-        out = torch.rot90(tiling.restore(network, turned, tile=tile, overlap=overlap, progress=told), -turns, (2, 3))
+        out = torch.rot90(tiling.restore(network, turned, progress=told, **how), -turns, (2, 3))
         total = total + (out.flip(3) if flip else out) / 8
     return total
 

@@ -26,6 +26,7 @@ from zoo.pipelines.means import Means
 log = logging.getLogger(__name__)
 
 TileProgress = Callable[[int, int], None]  # tiles run, tiles to run in all; begins anew when the tiles become smaller
+PADDINGS = ("reflect", "mirror_always")
 _FEATHER = 8  # width of the cross-faded band, input pixels
 _ADVANCE = 16  # what the smallest tile adds to its neighbour; below, nearly all work would be context
 _GUARD = threading.Lock()
@@ -60,6 +61,7 @@ def restore(
     *,
     tile: int | str | None = "auto",
     overlap: int | None = None,
+    padding: str = "reflect",
     progress: TileProgress | None = None,
     batch: int = 1,
 ) -> Tensor:
@@ -73,6 +75,7 @@ def restore(
             network that tiles change (needs().whole) is never tiled by "auto": it works on fewer channels at a time.
             Asked to tile, it says by how much the result differs.
         overlap: context on each side of a tile, input pixels; None = what the network needs.
+        padding: how sides are brought to multiples; see `pad`.
         progress: called with the numbers of tiles run and to run in all, first with 0.
         batch: tiles that go through the network at once.
 
@@ -88,7 +91,7 @@ def restore(
     if overlap < 0 or batch < 1:
         raise ValueError(f"restore: overlap must be >= 0 and batch >= 1, got {overlap} and {batch}")
     smallest = _round_up(2 * overlap + _FEATHER + max(_ADVANCE, facts.multiple), facts.multiple)
-    padded = pad(image, facts.multiple)
+    padded = pad(image, facts.multiple, padding)
     if facts.whole and (tile is None or tile == "auto"):
         out = _in_one_piece(network, padded, facts, progress)
         return out[..., : image.shape[2] * facts.upscale, : image.shape[3] * facts.upscale]
@@ -121,18 +124,32 @@ def restore(
             _FITTED[network] = side, memory.free_bytes(_place(network)[0]) or 0
 
 
-def pad(image: Tensor, multiple: int) -> Tensor:
-    """Mirror (b, c, h, w) at the bottom and right until both sides are multiples; no copy where they already are.
+def pad(image: Tensor, multiple: int, padding: str = "reflect") -> Tensor:
+    """Mirror (b, c, h, w) at the bottom and right to multiples; no copy where nothing is added.
 
-    The edge pixel is not repeated (reflection). Where the image is too small for that, the mirror image is mirrored
-    again, which any size down to one pixel can do.
+    Where the image is smaller than what is added, the mirror image is mirrored again, which any size down to one pixel
+    can do.
+
+    Args:
+        image: the image.
+        multiple: of which both sides are to be.
+        padding: one of PADDINGS: "reflect" leaves the edge pixel out and sides that are multiples alone, as nearly all
+            official code does; "mirror_always" repeats the edge pixel and goes to the next multiple above, as CRAFT's
+            script for the tables does.
+
+    Raises:
+        UserError: no such padding.
     """
+    if padding not in PADDINGS:
+        raise UserError(f"restore: padding must be {' or '.join(PADDINGS)}, got {padding!r}")
+    repeated = int(padding == "mirror_always")  # how often the edge pixel comes again
     for axis in (2, 3):
         size = image.shape[axis]
-        if size % multiple:
-            period = max(1, 2 * (size - 1))
-            index = torch.arange(_round_up(size, multiple), device=image.device) % period
-            image = image.index_select(axis, torch.minimum(index, period - index) if size > 1 else index)
+        wanted = _round_up(size + repeated, multiple)
+        if wanted > size:
+            period = max(1, 2 * (size - 1 + repeated))
+            index = torch.arange(wanted, device=image.device) % period
+            image = image.index_select(axis, torch.minimum(index, period - repeated - index).clamp(min=0))
     return image
 
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import zoo
 from tests.helpers import golden, group, on_meta
 from zoo.models.restorers.craft import CRAFT, VARIANTS, detect
+from zoo.pipelines import tiling
 from zoo.shipped import folder
 
 TOLERANCE = 1e-4  # absolute; float32 and float64 of the official code differ by 4e-6
@@ -58,14 +58,8 @@ def test_every_golden_output_is_reproduced(name):
 
 def test_both_official_paddings_are_reproduced():
     net, tensors = official("craft")
-    lq = tensors["input.1"]
-    h, w = lq.shape[2:]
-    mirrored = torch.cat([torch.cat([lq, lq.flip(2)], 2), torch.cat([lq, lq.flip(2)], 2).flip(3)], 3)
-    with torch.inference_mode():
-        always = net(mirrored[:, :, : h - h % 16 + 16, : w - w % 16 + 16])
-        needed = net(F.pad(lq, (0, -w % 16, 0, -h % 16), mode="reflect"))
-    close(always[..., : 4 * h, : 4 * w], tensors["output.1"])
-    close(needed[..., : 4 * h, : 4 * w], tensors["output.2"])
+    for padding, name in (("mirror_always", "output.1"), ("reflect", "output.2")):
+        close(tiling.restore(net, tensors["input.1"], padding=padding), tensors[name])
 
 
 @pytest.mark.parametrize("variant", MANIFESTS)
