@@ -53,8 +53,8 @@ def export(
     Args:
         network: one of zoo's restorers, float32, on the CPU.
         path: ends in .pt2 or .onnx.
-        size: height and width of the only input that it shall take; None = any multiples of the network's, which networks
-            that look at the whole image at once (needs().whole) do not offer.
+        size: height and width of the only input that it shall take; None = any multiples of the network's, which
+            those that look at the whole image at once (needs().whole) do not offer.
         force: replace a file that exists.
 
     Raises:
