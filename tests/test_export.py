@@ -80,6 +80,15 @@ def test_mistakes_are_one_sentence(hat, tmp_path, monkeypatch):
         export(hat, tmp_path / "a.trt")
     with pytest.raises(UserError, match="both sides must be multiples of 4 for this model, got 10x16"):
         export(hat, tmp_path / "a.pt2", size=(10, 16))
+    sorter = {
+        "dim": 2,
+        "num_blocks": [1] * 4,
+        "num_refinement_blocks": 1,
+        "heads": [1] * 4,
+        "ffn_expansion_factor": 2.0,
+    }
+    with pytest.raises(UserError, match="Histoformer is exported for one size; give it"):
+        export(create({"family": "histoformer", **sorter}), tmp_path / "a.pt2")
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(FileNotFoundError, match=r"ONNX files need onnx.*pip install 'zoo\[export\]'"):
         export(hat, tmp_path / "a.onnx")

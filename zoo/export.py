@@ -53,7 +53,8 @@ def export(
     Args:
         network: one of zoo's restorers, float32, on the CPU.
         path: ends in .pt2 or .onnx.
-        size: height and width of the only input that it shall take; None = any multiples of the network's.
+        size: height and width of the only input that it shall take; None = any multiples of the network's, which
+            those that look at the whole image at once (needs().whole) do not offer.
         force: replace a file that exists.
 
     Raises:
@@ -67,6 +68,8 @@ def export(
     if path.exists() and not force:
         raise FileExistsError(f"{path}: exists already; pass --force to replace it, or name another output")
     step = facts.multiple
+    if size is None and facts.whole:
+        raise UserError(f"export: {type(network).__name__} is exported for one size; give it, such as --size 256x256")
     if size is not None and (min(size) < 1 or any(side % step for side in size)):
         raise UserError(f"export: both sides must be multiples of {step} for this model, got {size[0]}x{size[1]}")
     if path.suffix == ".onnx":
@@ -78,7 +81,8 @@ def export(
         data, run = _portable(program) if path.suffix == ".pt2" else _onnx(program)
         error = max(_error(network, run, facts.in_channels, shape) for shape in shapes)
     if not error <= TOLERANCE:
-        raise UserError(f"{path}: not written, as it differs from the network by {error:.1e}; report this as a bug")
+        sorts = "it sorts pixels, which rounding can swap; take .pt2" if facts.whole else "report this as a bug"
+        raise UserError(f"{path}: not written, as it differs from the network by {error:.1e}; {sorts}")
     write_file(path, data, force=force)
     return Exported(path, tuple(shapes), error, size is None, step)
 
@@ -110,6 +114,7 @@ def _onnx(program: ExportedProgram) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        program = program.run_decompositions({torch.ops.aten.sort.stable: _sorted})
         made = torch.onnx.export(program, **names, dynamo=True, verbose=False, optimize=True)
     data = made.model_proto.SerializeToString()  # pyright: ignore
     options = onnxruntime.SessionOptions()
@@ -120,6 +125,12 @@ def _onnx(program: ExportedProgram) -> tuple[bytes, Callable[[Tensor], Tensor]]:
         return torch.from_numpy(np.asarray(session.run(None, {"lq": image.numpy()})[0]))
 
     return data, run
+
+
+def _sorted(x: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """What ONNX has for it, TopK, is stable: of equal values the one with the lower index comes first."""
+    values, places = torch.sort(x, dim=dim, descending=descending)
+    return values, places
 
 
 def _error(network: nn.Module, run: Callable[[Tensor], Tensor], channels: int, shape: Sequence[int]) -> float:

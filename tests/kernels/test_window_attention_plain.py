@@ -13,6 +13,7 @@ CASES = {
     "does not fit": ((7, 10), (4, 4), (0, 0), (0, 0), False, False),
     "shifted, does not fit": ((7, 10), (4, 4), (2, 3), (0, 0), False, False),
     "padding attended": ((7, 10), (4, 4), (0, 0), (0, 0), False, True),
+    "shifted, padding attended": ((7, 10), (4, 4), (2, 3), (0, 0), False, True),
     "overlap, attended": ((8, 12), (4, 4), (0, 0), (1, 2), False, True),
     "overlap, masked": ((8, 9), (4, 4), (0, 0), (2, 1), False, False),
 }
