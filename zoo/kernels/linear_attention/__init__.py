@@ -67,7 +67,8 @@ def linear_attention(
         v: values, (b, heads, m, e), dtype of `q`.
         feature_map: "elu1", "relu", "identity" or "softmax_qk", applied inside.
         map_eps: added to each feature, at least 0.
-        norm: "mean", "mean_queries", "sum" or None, see above.
+        norm: "mean", "mean_queries" (the queries of this call: a shard of them is divided by its own number), "sum" or
+            None, see above.
         eps: added to the denominator, at least 0; features that are all zero need it.
         q2: features that the numerator takes in place of f(q), as they are; shape and dtype of `q`.
         k2: the same for f(k): S = sum_j k2_j v_j^T; together with `q2`.

@@ -60,7 +60,7 @@ def plan(x: Tensor, width: int, cu_seqlens: Tensor | None, least: int) -> Pass:
         return Pass(tiles, max(1, -(-n // size)), size, None, None)
     # Without a look at the borders, which would be a wait: every segment may end in a span that is not full.
     segments = len(cu_seqlens) - 1
-    spans, cu_seqlens = n // size + segments, cu_seqlens.int()
+    spans, cu_seqlens = n // size + segments, cu_seqlens.int().clamp(0, n)  # nobody has looked at those on a GPU
     first = torch.zeros_like(cu_seqlens)
     first[1:] = ((cu_seqlens.diff() + size - 1) // size).cumsum(0)
     p = torch.arange(spans, dtype=torch.int32, device=x.device)
