@@ -13,7 +13,7 @@ def parser():
     found.add_argument("recipe")
     found.add_argument("overrides", nargs="*")
     found.add_argument("--resume", nargs="?", const="newest")
-    add(found, "device", "dtype", "seed", "out", "force", "json", "trust")
+    add(found, "device", "dtype", "padding", "seed", "out", "force", "json", "trust")
     return found
 
 

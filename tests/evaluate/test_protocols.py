@@ -67,9 +67,12 @@ def test_lpips_from_a_file_is_measured_within_the_border(tmp_path):
 
 
 def test_papers_figures_are_found_by_set_and_protocol():
-    assert recorded("hat-x4") == ["paper: Set5 PSNR-Y, crop 4, uint8 33.04 dB"]
+    sets = ("Set5", "Set14", "BSD100", "Urban100", "Manga109")
+    figures = recorded("hat-x4")
+    assert figures[0] == "paper: Set5 PSNR-Y, crop 4, uint8 33.04 dB"
+    assert [line.split()[1] for line in figures] == list(sets)
     assert recorded("w.safetensors") == []
     assert paper_figure("hat-x4", "/data/benchmark/set5", "PSNR-Y, crop 4, uint8") == "33.04 dB"
-    for wrong in (("hat-x4", "Set14", "PSNR-Y, crop 4, uint8"), ("hat-x4", "Set5", "PSNR-RGB, crop 4, uint8")):
+    for wrong in (("hat-x4", "DIV2K", "PSNR-Y, crop 4, uint8"), ("hat-x4", "Set5", "PSNR-RGB, crop 4, uint8")):
         assert paper_figure(*wrong) is None
     assert paper_figure(None, "Set5", "PSNR-Y, crop 4, uint8") is None

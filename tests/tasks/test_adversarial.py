@@ -130,5 +130,5 @@ def test_mistakes_cost_one_sentence(changes, said):
 
 def test_a_precision_that_does_not_suit_two_optimisers_is_refused(place):
     trainer = make_trainer(make_run(place / "half"), precision="bf16-true")
-    with pytest.raises(UserError, match="take one of 32-true"):
+    with pytest.raises(UserError, match=r"set trainer\.precision to one of 32-true"):
         trainer.fit(make_task(), datamodule=make_data(place / "pictures"))
