@@ -140,6 +140,12 @@ def complaints(launch: Launch, chip: int, dtype: torch.dtype, need: dict[str, in
             yield f"needs {need[name]} {name}, the baseline {before[name]}"
 
 
+def baseline() -> dict[str, dict[str, int]]:
+    """What launches needed when the baseline was stored; nothing if another compiler stored it."""
+    table = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.is_file() else {}
+    return table.get("launches", {}) if table.get("triton") == triton.__version__ else {}
+
+
 def main() -> int:
     """Compile, print, compare or store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,11 +154,11 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every launch, precision and head dim")
     parser.add_argument("--write", action="store_true", help="store what was found as the baseline")
     args = parser.parse_args()
-    table = json.loads(BASELINE.read_text(encoding="utf-8")) if BASELINE.is_file() else {}
-    known = table.get("launches", {}) if table.get("triton") == triton.__version__ else {}  # compilers differ
+    known = baseline()
     dtypes = (torch.bfloat16, torch.float16, torch.float32) if args.all else (torch.bfloat16,)
-    found, wrong = {}, 0
+    count = wrong = 0
     for op in args.op or OPS:
+        found = {}
         for chip in args.chip or SHARED:
             for dtype, head_dim in ((dtype, d) for dtype in dtypes for d in ((64, 128) if args.all else (64,))):
                 caught = launches(op, chip, dtype, head_dim)
@@ -163,13 +169,14 @@ def main() -> int:
                     told = list(complaints(launch, chip, dtype, need, {} if args.write else known.get(key, {})))
                     wrong += len(told)
                     print(f"{key}: {need}", *(f"\n  WRONG: {one}" for one in told), flush=True)
-    if args.write:
-        again = {key.rpartition(" ")[0] for key in found}  # launches that are gone leave the table
-        kept = {key: need for key, need in known.items() if key.rpartition(" ")[0] not in again}
-        text = json.dumps({"triton": triton.__version__, "launches": dict(sorted((kept | found).items()))}, indent=1)
-        write_file(BASELINE, text + "\n", force=True)
-    print(f"{len(found)} kernels compiled, {wrong} complaints")
-    return bool(wrong or not found)
+        count += len(found)
+        if args.write:  # after each op, since all of them take an hour
+            again = {key.rpartition(" ")[0] for key in found}  # launches that are gone leave the table
+            kept = {key: need for key, need in baseline().items() if key.rpartition(" ")[0] not in again}
+            stored = {"triton": triton.__version__, "launches": dict(sorted((kept | found).items()))}
+            write_file(BASELINE, json.dumps(stored, indent=1) + "\n", force=True)
+    print(f"{count} kernels compiled, {wrong} complaints")
+    return bool(wrong or not count)
 
 
 if __name__ == "__main__":
