@@ -173,8 +173,9 @@ def main() -> int:
         if args.write:  # after each op, since all of them take an hour
             again = {key.rpartition(" ")[0] for key in found}  # launches that are gone leave the table
             kept = {key: need for key, need in baseline().items() if key.rpartition(" ")[0] not in again}
-            stored = {"triton": triton.__version__, "launches": dict(sorted((kept | found).items()))}
-            write_file(BASELINE, json.dumps(stored, indent=1) + "\n", force=True)
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(need)}" for key, need in sorted((kept | found).items()))
+            text = f'{{"triton": {json.dumps(triton.__version__)}, "launches": {{\n{lines}\n}}}}\n'
+            write_file(BASELINE, text, force=True)
     print(f"{count} kernels compiled, {wrong} complaints")
     return bool(wrong or not count)
 
