@@ -63,3 +63,9 @@ def weight_file(variant: str) -> Path | None:
     """The shipped weight file of `variant`, or None when its weights must be fetched by hand."""
     name = index().get(variant, {}).get("file")
     return folder("checkpoints") / name if name else None
+
+
+def trained_by(variant: str) -> str | None:
+    """The command that trains the weights of `variant`, where they are our own."""
+    source = index().get(variant, {}).get("source", "")
+    return source if source.startswith("zoo fit") else None

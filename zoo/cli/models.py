@@ -40,7 +40,8 @@ def _list(args: argparse.Namespace) -> int:
     papers, published = _headlines(found, "paper")
     table = [["model", "task", "scale", "parameters", "weights", "measured", "paper"]]
     for facts, ours, theirs in zip(found, measured, published, strict=True):
-        size, weights = f"{facts.parameters:>10,}", "shipped" if facts.shipped else "fetch"
+        size = f"{facts.parameters:>10,}"
+        weights = "shipped" if facts.shipped else "train" if shipped.trained_by(facts.name) else "fetch"
         scale = f"x{facts.upscale}" if facts.upscale else "-"
         table.append([facts.name, facts.task, scale, size, weights, ours, theirs])
     sentence = "; ".join(f"{title}: {', '.join(of)}" for title, of in (("measured", names), ("paper", papers)) if of)

@@ -25,8 +25,10 @@ from zoo.pipelines.restoring import facts, prepare, restore_tensor
 from zoo.pipelines.tiling import TileProgress
 
 BICUBIC = "bicubic"
-# jpeg takes a whole number, noise any, weather may go without.
-_STEP = re.compile(r"(?=jpeg\d+$|noise[\d.]+$|rain|snow)(jpeg|noise|rain|snow|raindrops)(\d+(?:\.\d+)?)?")
+_NUMBER = r"\d+(?:\.\d+)?"
+_STEP = re.compile(
+    rf"jpeg(?P<quality>\d+)|noise(?P<sigma>{_NUMBER})|(?P<weather>rain|snow|raindrops)(?P<psnr>{_NUMBER})?"
+)
 _WEATHER = {"rain": Rain, "snow": Snow, "raindrops": Raindrops}
 
 ImageProgress = Callable[[float, int, str], None]  # images done (parts count), images in all, name of the current one
@@ -359,13 +361,13 @@ def steps_of(degradation: str) -> list[Degradation]:
                 f"degradation {degradation!r}: {part!r} is none of jpegQ, noiseS, rain, snow and raindrops, such as "
                 "bicubic+jpeg75, noise25 or rain22 (dB)"
             )
-        kind, number = match[1], match[2]
-        if kind == "jpeg":
-            steps.append(Jpeg(int(number)))
-        elif kind == "noise":
-            steps.append(Noise(float(number)))
+        if match["quality"]:
+            steps.append(Jpeg(int(match["quality"])))
+        elif match["sigma"]:
+            steps.append(Noise(float(match["sigma"])))
         else:
-            steps.append(_WEATHER[kind](float(number)) if number else _WEATHER[kind]())
+            weather = _WEATHER[match["weather"]]
+            steps.append(weather(float(match["psnr"])) if match["psnr"] else weather())
     return steps
 
 

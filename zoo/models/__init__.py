@@ -304,10 +304,12 @@ def _locate(text: str) -> Path:
         raise UserError(f"model {text!r} is neither a file nor a known model.{nearest(text, known)} See `zoo list`.")
     file = shipped.weight_file(text)
     if file is None:
+        command = shipped.trained_by(text)
         source = shipped.index().get(text, {}).get("source", "its authors")
-        raise FileNotFoundError(
-            f"load: the weights of {text!r} are not shipped; fetch them from {source} and give the file"
+        remedy = (
+            f"train them by `{command}` and give the run" if command else f"fetch them from {source} and give the file"
         )
+        raise FileNotFoundError(f"load: the weights of {text!r} are not shipped; {remedy}")
     return file
 
 

@@ -57,6 +57,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | 
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise UserError(f"weights: {path} is damaged or no weight file; fetch it again") from error
     header = stored.get("zoo") if isinstance(stored, Mapping) else None
+    state = stored.get("state_dict") if header is not None else None
+    if isinstance(state, Mapping):  # a checkpoint of ours, which may hold more than the network
+        stored = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
     return unwrap(stored, str(path)), header
 
 
@@ -92,8 +95,6 @@ def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
     tensors = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}
     if not tensors:
         raise UserError(f"weights: {name} holds no tensors; give a state dict or a file that carries one")
-    if any(key.startswith("network.") for key in tensors):  # a checkpoint of ours
-        tensors = {key: value for key, value in tensors.items() if not key.startswith("discriminator.")}
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.rounding import narrow, tf32
+from zoo.kernels.rounding import dot, load, store
 
 from .decay import by_block
 from .plan import Plan, plan
@@ -20,25 +20,6 @@ from .plan import Plan, plan
 # Half-precision tokens are exact as tf32, and states and weights keep more digits than in bf16, and more range than in
 # float16. For float32 tf32 would be too coarse.
 _PRECISION = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
-
-
-@triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
-    if PRECISION == "tf32":
-        a, b = tf32(a), tf32(b)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _load(ptr, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    tl.store(ptr + places, narrow(x, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -53,9 +34,9 @@ def _gates(g_ptr, gn, gd, first, stop, block, width, C: tl.constexpr, M: tl.cons
     """Logarithms of the decay at each row, and at the row after it, (C, G)."""
     row, column = tl.arange(0, C), tl.arange(0, G)
     token, there = _tokens(row, first, stop, block, C, M)
-    g = _load(g_ptr, token, gn, column, gd, there[:, None] & (column < width)[None, :])
+    g = load(g_ptr, token, gn, column, gd, there[:, None] & (column < width)[None, :])
     token, there = _tokens(row + 1, first, stop, block, C, M)
-    return g, _load(g_ptr, token, gn, column, gd, there[:, None] & (column < width)[None, :])
+    return g, load(g_ptr, token, gn, column, gd, there[:, None] & (column < width)[None, :])
 
 
 @triton.jit
@@ -88,7 +69,7 @@ def _pairs(
     """Weights of values inside of a tile, (C, C)."""
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     if G <= 1:
-        pairs = _dot(q, tl.trans(k), tl.zeros((C, C), tl.float32), PRECISION)
+        pairs = dot(q, tl.trans(k), tl.zeros((C, C), tl.float32), PRECISION)
         if G == 1:
             pairs *= _pair_decays(g, C)
     else:
@@ -118,20 +99,20 @@ def _sum_kernel(
     sums = tl.zeros((D, E), tl.float32)
     for first in range(chunk * span, stop, C if OWN else span):
         token, there = _tokens(row, first, stop, block, C, M)
-        x = _load(x_ptr + b * xb + h * xh, token, xn, ds, xd, there[:, None] & (ds < d)[None, :])
-        y = _load(y_ptr + b * yb + h * yh, token, yn, es, ye, there[:, None] & (es < e)[None, :])
+        x = load(x_ptr + b * xb + h * xh, token, xn, ds, xd, there[:, None] & (ds < d)[None, :])
+        y = load(y_ptr + b * yb + h * yh, token, yn, es, ye, there[:, None] & (es < e)[None, :])
         if G > 0 and not OWN:
             g, after = _gates(g_ptr, gn, gd, first, stop, block, width, C, M, G)
             to_query, from_key = _decays(g, after)
             x *= from_key if KEYS else to_query
-        sums = _dot(tl.trans(x), y, sums, PRECISION)
+        sums = dot(tl.trans(x), y, sums, PRECISION)
     if G > 0 and KEYS:
         # The decay of a block lies at its first token, so that the first tile holds all of it.
         column = tl.arange(0, G)
         g, after = _gates(g_ptr, gn, gd, chunk * span, stop, block, width, C, M, G)
         tl.store(whole_ptr + (bh * chunks + chunk) * width + column, tl.exp(tl.sum(g, 0)), mask=column < width)
     sums_ptr += (bh * (chunks + 1) + chunk + slot) * d * e
-    _store(sums_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    store(sums_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
 
 
 @triton.jit
@@ -185,8 +166,8 @@ def _output_kernel(
     of_d, of_e = there[:, None] & (ds < d)[None, :], there[:, None] & (es < e)[None, :]
     k_ptr += b * kb + h * kh
     g_ptr += b * gb + h * gh
-    q = _load(q_ptr + b * qb + h * qh, token, qn, ds, qd, of_d)
-    k = _load(k_ptr, token, kn, ds, kd, of_d)
+    q = load(q_ptr + b * qb + h * qh, token, qn, ds, qd, of_d)
+    k = load(k_ptr, token, kn, ds, kd, of_d)
     x, decay = k if BACK else q, 1.0
     states_ptr += (bh * (chunks + 1) + chunk + (1 if OWN or BACK else 0)) * d * e
     o = tl.zeros((C, E), tl.float32)
@@ -197,10 +178,10 @@ def _output_kernel(
             to_query, from_key = _decays(g, after)
             decay = from_key if BACK else to_query
         pairs = _pairs(q, k, g, g_ptr, gn, gd, k_ptr, kn, kd, first, stop, rows, block, d, G, C, M, D, PRECISION)
-        v = _load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
-        o = _dot(tl.trans(pairs) if BACK else pairs, v, o, PRECISION)
-    state = _load(states_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
-    _store(o_ptr + b * ob + h * oh, _dot(x * decay, state, o, PRECISION), token, on, es, oe, of_e)
+        v = load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
+        o = dot(tl.trans(pairs) if BACK else pairs, v, o, PRECISION)
+    state = load(states_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    store(o_ptr + b * ob + h * oh, dot(x * decay, state, o, PRECISION), token, on, es, oe, of_e)
 
 
 @triton.jit
@@ -228,19 +209,19 @@ def _gradient_kernel(
     for start in range(0, e, E):
         es = start + tl.arange(0, E)
         of_e, of_state = there[:, None] & (es < e)[None, :], (ds < d)[:, None] & (es < e)[None, :]
-        do = _load(do_ptr + b * ob + h * oh, token, on, es, oe, of_e)
-        v = _load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
-        state, dstate = _load(states_ptr, ds, e, es, 1, of_state), _load(dstates_ptr, ds, e, es, 1, of_state)
-        dq = _dot(state, tl.trans(do), dq, PRECISION)
-        dk = _dot(dstate, tl.trans(v), dk, PRECISION)
+        do = load(do_ptr + b * ob + h * oh, token, on, es, oe, of_e)
+        v = load(v_ptr + b * vb + h * vh, token, vn, es, ve, of_e)
+        state, dstate = load(states_ptr, ds, e, es, 1, of_state), load(dstates_ptr, ds, e, es, 1, of_state)
+        dq = dot(state, tl.trans(do), dq, PRECISION)
+        dk = dot(dstate, tl.trans(v), dk, PRECISION)
         if not OWN:
             dwhole += tl.sum(state * dstate, 1)
-            dpairs = _dot(do, tl.trans(v), dpairs, PRECISION)
+            dpairs = dot(do, tl.trans(v), dpairs, PRECISION)
     if not OWN:
         i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
         dpairs = tl.where(i // M >= j // M, dpairs, 0.0)
-        q = _load(q_ptr + b * qb + h * qh, ds, qd, token, qn, of_d)
-        k = _load(k_ptr, ds, kd, token, kn, of_d)
+        q = load(q_ptr + b * qb + h * qh, ds, qd, token, qn, of_d)
+        k = load(k_ptr, ds, kd, token, kn, of_d)
         if G > 0:
             width = 1 if G == 1 else d
             g, after = _gates(g_ptr, gn, gd, first, stop, block, width, C, M, G)
@@ -255,7 +236,7 @@ def _gradient_kernel(
             dearlier = tl.where(i // M > j // M, dpairs, 0.0)  # of pairs with a decay
         if G == 1:
             decays = _pair_decays(g, C)
-            pairs = decays * _dot(tl.trans(q), k, tl.zeros((C, C), tl.float32), PRECISION)
+            pairs = decays * dot(tl.trans(q), k, tl.zeros((C, C), tl.float32), PRECISION)
             of_pairs = tl.where(i > j, tl.cumsum(dearlier * pairs, 0, reverse=True), 0.0)
             dg += tl.sum(of_pairs, 1)[None, :]
             dpairs *= decays
@@ -273,11 +254,11 @@ def _gradient_kernel(
             dq, dk = dq + dqs, dk + dks
         if G > 0:
             gs = tl.arange(0, G)
-            _store(dg_ptr + bh * n * width, dg, gs, 1, token, width, (gs < width)[:, None] & there[None, :])
-        dq = _dot(k, tl.trans(dpairs), dq, PRECISION)
-        dk = _dot(q, dpairs, dk, PRECISION)
-    _store(dq_ptr + (b * n * heads + h) * d, dq, ds, 1, token, heads * d, of_d)
-    _store(dk_ptr + (b * n * heads + h) * d, dk, ds, 1, token, heads * d, of_d)
+            store(dg_ptr + bh * n * width, dg, gs, 1, token, width, (gs < width)[:, None] & there[None, :])
+        dq = dot(k, tl.trans(dpairs), dq, PRECISION)
+        dk = dot(q, dpairs, dk, PRECISION)
+    store(dq_ptr + (b * n * heads + h) * d, dq, ds, 1, token, heads * d, of_d)
+    store(dk_ptr + (b * n * heads + h) * d, dk, ds, 1, token, heads * d, of_d)
 
 
 def _shape(how: Plan, x: Tensor, g: Tensor | None) -> dict[str, object]:

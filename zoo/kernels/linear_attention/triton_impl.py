@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zoo.kernels.rounding import narrow, tf32
+from zoo.kernels.rounding import dot, load, store
 
 from .features import softmax_features
 from .plan import Pass, plan
@@ -24,25 +24,6 @@ from .state import between
 # What is computed from half-precision tokens is multiplied as tf32: f(k) and S rounded to bf16 would cost more digits
 # than softmax attention loses, and float16 overflow. Tokens stay exact. For float32 tf32 would be too coarse.
 _PRECISION = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "ieee"}
-
-
-@triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
-    if PRECISION == "tf32":
-        a, b = tf32(a), tf32(b)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _load(ptr, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    return tl.load(ptr + places, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _store(ptr, x, rows, along_rows, columns, along_columns, inside):
-    places = rows[:, None].to(tl.int64) * along_rows + columns[None, :].to(tl.int64) * along_columns
-    tl.store(ptr + places, narrow(x, ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -92,15 +73,15 @@ def _sum_kernel(
     for at in range(start, stop, N):
         rows = at + tl.arange(0, N)
         of_x, of_y = (rows < stop)[:, None] & (ds < d)[None, :], (rows < stop)[:, None] & (es < e)[None, :]
-        f = _features(_load(x_ptr, rows, xn, ds, xd, of_x), map_eps, of_x, MAP)
-        f2 = _load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
+        f = _features(load(x_ptr, rows, xn, ds, xd, of_x), map_eps, of_x, MAP)
+        f2 = load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
         if WEIGHTED:
             f2 *= tl.load(w_ptr + bh * n + rows, mask=rows < stop, other=0.0)[:, None]
             f *= tl.load(wz_ptr + bh * n + rows, mask=rows < stop, other=0.0)[:, None]
         z += tl.sum(f, 0)
-        sums = _dot(tl.trans(f2), _load(y_ptr, rows, yn, es, ye, of_y), sums, PRECISION)
+        sums = dot(tl.trans(f2), load(y_ptr, rows, yn, es, ye, of_y), sums, PRECISION)
     part_ptr += (bh * spans + tl.program_id(0) % spans) * (d * e + d)
-    _store(part_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    store(part_ptr, sums, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
     if tl.program_id(2) == 0:
         tl.store(part_ptr + d * e + ds, z, mask=ds < d)
 
@@ -132,18 +113,18 @@ def _read_kernel(
     ds, es = tl.arange(0, D), tl.program_id(1) * E + tl.arange(0, E)
     x_ptr += b * xb + h * xh
     y_ptr += b * yb + h * yh
-    kv = _load(kv_ptr + (bh * segments + s) * d * e, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+    kv = load(kv_ptr + (bh * segments + s) * d * e, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
     if NORMED:
         z = tl.load(z_ptr + (bh * segments + s) * d + ds, mask=ds < d, other=0.0)
     for at in range(start, stop, N):
         rows = at + tl.arange(0, N)
         of_x = (rows < stop)[:, None] & (ds < d)[None, :]
-        f = _features(_load(x_ptr, rows, xn, ds, xd, of_x), map_eps, of_x, MAP)
-        f2 = _load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
-        y = _dot(f2, kv, tl.zeros((N, E), tl.float32), PRECISION)
+        f = _features(load(x_ptr, rows, xn, ds, xd, of_x), map_eps, of_x, MAP)
+        f2 = load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
+        y = dot(f2, kv, tl.zeros((N, E), tl.float32), PRECISION)
         if NORMED:
             y /= tl.where(rows < stop, tl.sum(f * z[None, :], 1) + eps, 1.0)[:, None]
-        _store(y_ptr, y, rows, yn, es, ye, (rows < stop)[:, None] & (es < e)[None, :])
+        store(y_ptr, y, rows, yn, es, ye, (rows < stop)[:, None] & (es < e)[None, :])
 
 
 @triton.jit
@@ -168,14 +149,14 @@ def _read_backward_kernel(
         df2 = tl.zeros((N, D), tl.float32)
         for first in range(0, e, E):
             es = first + tl.arange(0, E)
-            dy = _load(dy_ptr, rows, yn, es, ye, (rows < stop)[:, None] & (es < e)[None, :])
-            kv = _load(kv_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
-            df2 = _dot(dy, tl.trans(kv), df2, PRECISION)
-        x = _load(x_ptr, rows, xn, ds, xd, of_x)
+            dy = load(dy_ptr, rows, yn, es, ye, (rows < stop)[:, None] & (es < e)[None, :])
+            kv = load(kv_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+            df2 = dot(dy, tl.trans(kv), df2, PRECISION)
+        x = load(x_ptr, rows, xn, ds, xd, of_x)
         df = df2
         if NORMED:
             f = _features(x, map_eps, of_x, MAP)
-            f2 = _load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
+            f2 = load(x2_ptr + b * x2b + h * x2h, rows, x2n, ds, x2d, of_x) if SPLIT else f
             w = 1.0 / tl.where(rows < stop, tl.sum(f * z[None, :], 1) + eps, 1.0)
             df2 *= w[:, None]
             wz = -w * tl.sum(f2 * df2, 1)
@@ -183,10 +164,10 @@ def _read_backward_kernel(
             tl.store(wz_ptr + bh * n + rows, wz, mask=rows < stop)
             df = wz[:, None] * z[None, :]
             if SPLIT:
-                _store(dx2_ptr + (b * n * heads + h) * d, df2, rows, heads * d, ds, 1, of_x)
+                store(dx2_ptr + (b * n * heads + h) * d, df2, rows, heads * d, ds, 1, of_x)
             else:
                 df += df2
-        _store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), rows, heads * d, ds, 1, of_x)
+        store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), rows, heads * d, ds, 1, of_x)
 
 
 @triton.jit
@@ -210,23 +191,23 @@ def _sum_backward_kernel(
     for at in range(start, stop, N):
         rows = at + tl.arange(0, N)
         of_x = (ds < d)[:, None] & (rows < stop)[None, :]
-        x = _load(x_ptr, ds, xd, rows, xn, of_x)
+        x = load(x_ptr, ds, xd, rows, xn, of_x)
         f2 = _features(x, map_eps, of_x, MAP)
         if SPLIT:
-            f2 = _load(x2_ptr + b * x2b + h * x2h, ds, x2d, rows, x2n, of_x)
+            f2 = load(x2_ptr + b * x2b + h * x2h, ds, x2d, rows, x2n, of_x)
         df2 = tl.zeros((D, N), tl.float32)
         for first in range(0, e, E):
             es = first + tl.arange(0, E)
             of_y = (es < e)[:, None] & (rows < stop)[None, :]
-            dkv = _load(dkv_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
-            df2 = _dot(dkv, _load(y_ptr, es, ye, rows, yn, of_y), df2, PRECISION)
-            dy = _dot(tl.trans(dkv), f2, tl.zeros((E, N), tl.float32), PRECISION)
-            _store(dy_ptr + (b * n * heads + h) * e, dy, es, 1, rows, heads * e, of_y)
+            dkv = load(dkv_ptr, ds, e, es, 1, (ds < d)[:, None] & (es < e)[None, :])
+            df2 = dot(dkv, load(y_ptr, es, ye, rows, yn, of_y), df2, PRECISION)
+            dy = dot(tl.trans(dkv), f2, tl.zeros((E, N), tl.float32), PRECISION)
+            store(dy_ptr + (b * n * heads + h) * e, dy, es, 1, rows, heads * e, of_y)
         df = df2 + dz[:, None]
         if SPLIT:
             df = tl.zeros((D, N), tl.float32) + dz[:, None]
-            _store(dx2_ptr + (b * n * heads + h) * d, df2, ds, 1, rows, heads * d, of_x)
-        _store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), ds, 1, rows, heads * d, of_x)
+            store(dx2_ptr + (b * n * heads + h) * d, df2, ds, 1, rows, heads * d, of_x)
+        store(dx_ptr + (b * n * heads + h) * d, df * _slope(x, MAP), ds, 1, rows, heads * d, of_x)
 
 
 @torch.library.custom_op("zoo::linear_attention_sum", mutates_args=())
