@@ -171,7 +171,9 @@ def test_ctrl_c_keeps_what_is_finished_and_can_go_on(restore, tmp_path, monkeypa
         return written
 
     monkeypatch.setattr(command, "write_image", write_then_stop)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     code, out, _ = restore(tmp_path / "in", tmp_path / "out", "--json")
+    signal.signal(signal.SIGINT, before)
     assert code == 130
     assert json.loads(out)["stopped"] is True
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]

@@ -177,7 +177,8 @@ def _query_kernel(
     for it in range(counts[0] * counts[1] * counts[2]):
         j, inside, at = _box(plan, it, counts, first, last, origin, K)
         ks, vs = _rows(k, at, inside, k2, D, BD), _rows(v, at, inside, v2, E, BE)
-        seen, row = _pairs(plan, radius2, windows, _down(i), _across(j), inside[None, :], NDIM, BOUNDS)
+        both = own[:, None] & inside[None, :]  # others have no row in the table
+        seen, row = _pairs(plan, radius2, windows, _down(i), _across(j), both, NDIM, BOUNDS)
         logits = _biased(_dot(qs, tl.trans(ks)) * (scale * _LOG2E), table, seen, row)
         acc, top, total = _step(acc, top, total, logits, ks, vs, dos, drop, GRAD)
     if extra_k is not None:
@@ -235,7 +236,8 @@ def _key_kernel(
         else:
             i, own, token = _box(plan, it, counts, first, last, origin, T)
             windows = _windows(plan, _across(i), own[None, :])
-            seen, row = _pairs(plan, radius2, windows, _across(i), _down(j), inside[:, None], NDIM, BOUNDS)
+            both = own[None, :] & inside[:, None]
+            seen, row = _pairs(plan, radius2, windows, _across(i), _down(j), both, NDIM, BOUNDS)
         qs, dos = _rows(q, token, own, q2, D, BD), _rows(dout, token, own, do2, E, BE)
         top = tl.load(lse + token, mask=own, other=float("inf")) * _LOG2E
         logits = _biased(_dot(ks, tl.trans(qs)) * (scale * _LOG2E), table, seen, row)  # m n

@@ -1,0 +1,17 @@
+import pytest
+import torch
+
+from tests.kernels.memory import watch
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that is read before it is written shows as NaN."""
+    torch.use_deterministic_algorithms(True)  # fills torch.empty
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
+    watch(monkeypatch)
