@@ -5,10 +5,10 @@
     python tools/ship.py runs/0002 shapes-vae --into shapes-sd --hardware "..."
     python tools/ship.py runs/0003 shapes-sd --hardware "..."
 
-Restorers become checkpoints/NAME.safetensors, measured on the validation photos, clean and with the LR saved as JPEG
-q 75; feature networks too, measured by how far they find spoilt scenes from others. Autoencoders and pipelines become
-folders of diffusers, pipelines measured on 500 unseen prompts, also without their self-attention. Figures are those of
-the files as shipped.
+Restorers become checkpoints/NAME.safetensors, measured on the validation photos: super-resolution clean and with the LR
+saved as JPEG q 75, upscale 1 in rain, snow and behind raindrops. Feature networks are measured by how far they find
+spoilt scenes from others. Autoencoders and pipelines become folders of diffusers, pipelines measured on 500 unseen
+prompts, also without their self-attention. Figures are those of the files as shipped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from zoo.scene import parse
 from zoo.tracking import read_table
 
 TOP = shipped.folder("checkpoints")
-DEGRADATIONS = ("bicubic", "bicubic+jpeg75")
+ENLARGED, SAME_SIZE = ("bicubic", "bicubic+jpeg75"), ("rain", "snow", "raindrops")
 SCENES = 2000
 SPOILT = {
     "other unseen scenes": lambda images: images,
@@ -55,7 +55,12 @@ SPOILT = {
 def figures(scores: Scores) -> dict[str, str]:
     """The mean of one table in words."""
     name = f"photos, {scores.degradation}, {scores.protocol}"
-    return {name: f"{scores.psnr:.2f} dB (bicubic {scores.bicubic_psnr:.2f})"}
+    return {name: f"{scores.psnr:.2f} dB ({before(scores.upscale)} {scores.bicubic_psnr:.2f})"}
+
+
+def before(upscale: int) -> str:
+    """What a restored photo is compared with."""
+    return "bicubic" if upscale > 1 else "input"
 
 
 def ship_network(run: Path, name: str) -> dict[str, Any]:
@@ -83,12 +88,13 @@ def feature_figures(run: Path, file: Path) -> dict[str, Any]:
 
 def restorer_figures(file: Path) -> dict[str, Any]:
     """PSNR on the validation photos."""
-    tables = [evaluate(file, degradation=degradation) for degradation in DEGRADATIONS]
+    upscale = models.needs(models.load(file)).upscale
+    tables = [evaluate(file, degradation=name) for name in (ENLARGED if upscale > 1 else SAME_SIZE)]
     return {
         "figures": {key: value for scores in tables for key, value in figures(scores).items()},
         "per_image": {
             scores.degradation: {
-                r.image: {"psnr": round(r.psnr, 3), "bicubic": round(r.bicubic_psnr, 3)} for r in scores.rows
+                r.image: {"psnr": round(r.psnr, 3), before(upscale): round(r.bicubic_psnr, 3)} for r in scores.rows
             }
             for scores in tables
         },
