@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -39,8 +40,11 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
         raise UserError(f"{path}: a folder, not an image; name a file in it")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; check the path")
+    if not path.is_file():  # opening a pipe waits for a writer that may never come
+        raise UserError(f"{path}: a pipe or device, not an image; name a file")
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of Pillow, about metadata that do not concern the pixels
             return decode(_header(path, file, max_pixels), lambda: _header(path, file, max_pixels))
     except UserError as error:
         raise error if str(error).startswith(str(path)) else UserError(f"{path}: {error}") from error

@@ -4,6 +4,7 @@ import fnmatch
 import importlib
 import inspect
 import logging
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,10 +231,10 @@ def detect(state_dict: "Mapping[str, Tensor]") -> tuple[str, dict[str, Any]]:
     for family in FAMILIES:
         try:
             found = lookup(family).detect(state_dict)
-        except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-            raise UserError(
-                f"weights look like {family!r} but lack or misshape {error}; fetch the file again"
-            ) from error
+        except KeyError as error:
+            raise UserError(f"weights look like {family!r} but lack {error}; fetch the file again") from error
+        except (IndexError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"weights look like {family!r} but are misshaped; fetch the file again") from error
         if found is not None:
             return family, found
     first = ", ".join(list(state_dict)[:3])
@@ -280,7 +281,12 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     if wrong:
         allowed = ", ".join(sorted(described.hidden)) or "none"
         raise UserError(f"load: {', '.join(sorted(wrong))} can be read off the weights; keywords are only: {allowed}")
-    network = _build(family, found | keywords)
+    try:
+        network = _build(family, found | keywords)
+    except UserError as error:
+        raise (
+            error if keywords else UserError(f"{name}: weights fit no network: {error}; fetch the file again")
+        ) from error
     network.variant = variant
     _fill(network, described.convert(state), name)
     network.sha = (header or {}).get("sha")
@@ -291,11 +297,11 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
 
 def _locate(text: str) -> Path:
     path = Path(text).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # that of Path raises where a name is too long for a file
         path /= "weights.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"load: {path} does not exist; a run writes it with its first checkpoint")
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if is_hub_id(text):
         return fetch(text)
@@ -327,6 +333,8 @@ def _same_size(family: str, found: Mapping[str, Any]) -> str | None:
 
 
 def _fill(network: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> None:
+    from zoo.models import weights
+
     own = network.state_dict()
     problems = [
         ("missing", [k for k in own if k not in state]),
@@ -347,4 +355,8 @@ def _fill(network: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
     ]
     if said:
         raise UserError(f"weights {name} do not fit {type(network).__name__}: {'; '.join(said)}; fetch the file again")
+    for key, tensor in state.items():
+        fault = weights.fault_of(tensor, own[key].dtype)
+        if fault:
+            raise UserError(f"weights {name}: {key} holds {fault}; fetch the file again")
     network.load_state_dict(dict(state))

@@ -19,6 +19,7 @@ from zoo.files import write_file
 
 WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "network")
 PREFIXES = ("module.", "netG.", "network.", "_orig_mod.")
+_DEEPEST = 8  # wrappers around a state dict; one that holds itself has no end
 # Official files hold numpy scalars beside their tensors now and then; these types carry no code.
 _PLAIN = [np.dtype, np.ndarray, np.float64(0).__reduce__()[0]]
 _PLAIN += [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")]
@@ -74,18 +75,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("zoo", "null"))
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"weights: {path} is damaged or no safetensors file; fetch it again") from error
+    told = header.get("sha") if isinstance(header, dict) else None
+    if told is not None and told != tensor_hash(tensors):
+        raise UserError(f"weights: {path} is damaged, its numbers are not those that were written; fetch it again")
+    return tensors, header
 
 
 def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
     """The bare state dict inside the wrappers and prefixes that the field's files come in.
 
     Raises:
-        UserError: no tensors are found.
+        UserError: no tensors are found, or not under names.
     """
-    while isinstance(stored, Mapping) and not any(isinstance(v, Tensor) for v in stored.values()):
+    for _ in range(_DEEPEST):
+        if not isinstance(stored, Mapping) or any(isinstance(v, Tensor) for v in stored.values()):
+            break
         inner = next((stored[w] for w in WRAPPERS if isinstance(stored.get(w), Mapping)), None)
         if inner is None and len(stored) == 1:
             inner = next(iter(stored.values()))
@@ -95,10 +102,23 @@ def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
     tensors = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}
     if not tensors:
         raise UserError(f"weights: {name} holds no tensors; give a state dict or a file that carries one")
+    if not all(isinstance(key, str) for key in tensors):
+        raise UserError(f"weights: {name} holds tensors without names; give a state dict or a file that carries one")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
+
+
+def fault_of(tensor: Tensor, dtype: torch.dtype) -> str | None:
+    """What a tensor of a state dict holds that no weight of this dtype can be; None = it can be one."""
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        return "no plain numbers"
+    if tensor.is_floating_point() != dtype.is_floating_point:
+        return f"{tensor.dtype} values, not {dtype}"
+    if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        return "values that are NaN or infinite"
+    return None
 
 
 def write_weights(
