@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, run
 from zoo.kernels.causal_linear_attention import causal_linear_attention, plan, torch_impl
 
 IMPLS = ["reference", "torch", "triton"]
@@ -28,14 +28,6 @@ CASES = {  # sizes, decay, options
     "norm, by token": ({}, "token", {"norm": "z"}),
     "norm, blocks, by channel": ({}, "channel", {"norm": "z", "block": 2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -66,14 +58,6 @@ def problem(case, dtype, impl="torch", strength=1.0):
         return causal_linear_attention(q, k, v, impl=impl, **options_)
 
     return [t.to(dtype) for t in args], call
-
-
-def run(attention, args):
-    """Output, state, and the gradient of every tensor of `args` under a loss that weighs each number differently."""
-    args = [t.detach().requires_grad_() for t in args]
-    y, state = attention(*args)
-    losses = (t.double() * torch.linspace(-1, 1, t.numel(), dtype=torch.float64).view(t.shape) for t in (y, state))
-    return [y.detach(), state.detach(), *torch.autograd.grad(sum(t.sum() for t in losses), args)]
 
 
 def dense(q, k, v, g, block=1, z=False, eps=1e-6):

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
-from tests.kernels.test_window_attention import bias, poisoned, run, swin  # noqa: F401, the fixture applies itself
+from tests.helpers import DEVICE, assert_within_budget, error, run
+from tests.kernels.test_window_attention import bias, swin
 from zoo.kernels.window_attention import relative_position_index, triton_impl, tuning, window_attention
 
 TOLERANCE = 3e-6  # float32; sums of up to a hundred terms
 FLOAT16 = 1e-2  # logits of 1e5, whose last digit in float32 is 8e-3
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CASES = {  # grid, window, options
     "shift, ragged": ((5, 6), (3, 4), {"shift": (2, 1)}),
