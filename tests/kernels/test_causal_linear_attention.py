@@ -3,6 +3,7 @@ import torch
 
 from tests.helpers import assert_within_budget, error, run
 from zoo.kernels.causal_linear_attention import causal_linear_attention, plan, torch_impl
+from zoo.kernels.causal_linear_attention.tuning import Tile
 
 IMPLS = ["reference", "torch", "triton"]
 # Gradients are sums over all tokens, 70 here; those of decays are sums over pairs of tokens, too.
@@ -33,7 +34,7 @@ CASES = {  # sizes, decay, options
 @pytest.fixture
 def small_tiles(monkeypatch):
     """16 rows a tile: several chunks of few tokens, because the interpreter takes its time."""
-    monkeypatch.setattr(plan, "_TUNED", {80: plan._Tiles(256, 8)})
+    monkeypatch.setattr(plan, "TILES", {80: Tile(256, 8)})
 
 
 def problem(case, dtype, impl="torch", strength=1.0):

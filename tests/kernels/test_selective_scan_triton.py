@@ -44,9 +44,9 @@ def test_tiles_and_shares_do_not_change_the_result(monkeypatch):
     floats, options = problem(b=1, e=6, n=7, paths=2, groups=(2, 1))
     floats, options = there(floats, options)
     expected = run(floats, options | {"impl": "torch"})
-    tile = triton_impl._TILES[80]._replace(values=32, back_values=16)
-    monkeypatch.setattr(triton_impl, "_TILES", {80: tile})
-    monkeypatch.setattr(triton_impl, "_PROGRAMS", 8)  # two shares of the channels
+    tile = triton_impl.TILES[80]._replace(values=32, back_values=16)
+    monkeypatch.setattr(triton_impl, "TILES", {80: tile})
+    monkeypatch.setattr(triton_impl, "PROGRAMS", 8)  # two shares of the channels
     for actual, exact in zip(run(floats, options | {"chunk": 4}), expected, strict=True):
         assert error(actual, exact) <= TOLERANCE[torch.float64]
 
