@@ -1,6 +1,7 @@
-"""Golden files and measures that several test files share."""
+"""Golden files, gradients and measures that several test files share."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of what runs Triton
 
 
 def golden(name: str) -> tuple[dict, dict[str, Tensor]]:
@@ -29,6 +31,19 @@ def on_meta(manifest: Path) -> dict[str, Tensor]:
         key: torch.empty(shape, device="meta", dtype=torch.int64 if "index" in key else torch.float32)
         for key, shape in shapes.items()
     }
+
+
+def weighed(y: Tensor) -> Tensor:
+    """A loss that weighs each number differently."""
+    return (y.double() * torch.linspace(-1, 1.5, y.numel(), dtype=torch.float64, device=y.device).view(y.shape)).sum()
+
+
+def run(call: Callable[..., Tensor | tuple[Tensor, ...]], args: Sequence[Tensor]) -> list[Tensor]:
+    """The results of `call`, and the gradient of each of `args` under the loss `weighed` of them all."""
+    args = [t.detach().requires_grad_() for t in args]
+    results = call(*args)
+    results = results if isinstance(results, tuple) else (results,)
+    return [*(y.detach() for y in results), *torch.autograd.grad(sum(map(weighed, results)), args)]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

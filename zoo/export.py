@@ -96,8 +96,7 @@ def _program(network: nn.Module, image: Tensor, step: int, *, dynamic: bool) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(network, (image,), dynamic_shapes=shapes, strict=False)
-        ours = {torch.ops.zoo.window_attention.default: plain.window_attention}
-        return program.run_decompositions(ours)
+        return program.run_decompositions({torch.ops.zoo.window_attention.default: plain.window_attention})
 
 
 def _portable(program: ExportedProgram) -> tuple[bytes, Callable[[Tensor], Tensor]]:
@@ -108,15 +107,16 @@ def _portable(program: ExportedProgram) -> tuple[bytes, Callable[[Tensor], Tenso
 
 
 def _onnx(program: ExportedProgram) -> tuple[bytes, Callable[[Tensor], Tensor]]:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports] (of an extra)
 
-    names = {"input_names": ["lq"], "output_names": ["restored"]}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = program.run_decompositions({torch.ops.aten.sort.stable: _sorted})
-        made = torch.onnx.export(program, **names, dynamo=True, verbose=False, optimize=True)
-    data = made.model_proto.SerializeToString()  # pyright: ignore
+        made = torch.onnx.export(
+            program, input_names=["lq"], output_names=["restored"], dynamo=True, verbose=False, optimize=True
+        )
+    data = made.model_proto.SerializeToString()  # pyright: ignore[reportOptionalMemberAccess] (a program, as dynamo=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -1,12 +1,8 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, golden, run, weighed
 from zoo.kernels.block_sparse_attention import (
     TokenRule,
     block_cover,
@@ -18,7 +14,6 @@ from zoo.kernels.block_sparse_attention import (
     unpack_mask,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 IMPLS = ["reference", "torch", "triton"]
 # Relative to the largest value: sums of up to 300 terms; float32 exponentials of the interpreter cost a little more.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
@@ -33,14 +28,6 @@ SIZES = {  # n, m, d, e, block
     "sixty-three": (63, 63, 8, 40, 32),
     "no power of two": (50, 90, 16, 16, (48, 80)),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def tokens(n, m, d, e, *, b=2, heads=2, dtype=torch.float64, seed=0):
@@ -82,22 +69,20 @@ def choices(n, m, block):
     }
 
 
-def run(args, **options):
+def attend(args, **options):
     """Output, lse and the gradient of q, k and v under a loss that weighs each number differently."""
     args = [t.detach().requires_grad_() for t in args]
     out, lse = block_sparse_attention(*args, return_lse=True, **options)
-    weight = lambda y: torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
     empty = lse == -torch.inf
     finite = lse.masked_fill(empty, 0)
-    loss = (out.double() * weight(out)).sum() + (finite.double() * weight(finite)).sum()
-    return [out, finite, *torch.autograd.grad(loss, args)], empty
+    return [out, finite, *torch.autograd.grad(weighed(out) + weighed(finite), args)], empty
 
 
 def assert_matches(impl, dtype, size, options):
     n, m, d, e, block = SIZES[size]
     args = tokens(n, m, d, e, dtype=dtype)
-    actual, empty = run(args, block=block, impl=impl, **options)
-    expected, nothing = run([t.double() for t in args], block=block, impl="reference", **options)
+    actual, empty = attend(args, block=block, impl=impl, **options)
+    expected, nothing = attend([t.double() for t in args], block=block, impl="reference", **options)
     assert torch.equal(empty, nothing)
     for ours, exact in zip(actual, expected, strict=True):
         assert error(ours, exact) <= TOLERANCE[dtype]
@@ -130,9 +115,8 @@ def test_triton_matches_the_float64_reference(size, choice):
 
 
 def read(name):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        cases = json.loads(file.metadata()["config"])["cases"]
-        return cases, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    facts, tensors = golden(name)
+    return facts["config"]["cases"], tensors
 
 
 SPARSE, TENSORS = read("block_sparse")
@@ -234,7 +218,7 @@ def test_what_lies_behind_the_last_key_of_a_sample_may_be_nan(impl, choice):
     q, k, v = tokens(n, m, d, e, dtype=torch.float32)
     behind = (torch.arange(m) >= options["key_lengths"][:, None])[:, None, :, None]
     zeros, nans = ([q, *(t.masked_fill(behind, x) for t in (k, v))] for x in (0.0, torch.nan))
-    for actual, expected in zip(run(nans, **options)[0], run(zeros, **options)[0], strict=True):
+    for actual, expected in zip(attend(nans, **options)[0], attend(zeros, **options)[0], strict=True):
         assert torch.equal(actual, expected)
 
 
@@ -259,10 +243,10 @@ def test_bits_round_trip_and_equal_those_of_numpy(columns):
 def test_result_does_not_depend_on_how_much_is_computed_at_once(monkeypatch):
     args = tokens(45, 37, 24, 20)
     options = {"block": (32, 16), "impl": "torch"} | choices(45, 37, (32, 16))["everything"]
-    expected, _ = run(args, **options)
+    expected, _ = attend(args, **options)
     masses = block_mass(*args[:2], block=(32, 16))
     monkeypatch.setattr(torch_impl, "_LOGITS", 100)
-    for actual, exact in zip(run(args, **options)[0], expected, strict=True):
+    for actual, exact in zip(attend(args, **options)[0], expected, strict=True):
         assert error(actual, exact) <= TOLERANCE[torch.float64]
     assert error(block_mass(*args[:2], block=(32, 16)), masses) <= TOLERANCE[torch.float64]
 
@@ -283,15 +267,11 @@ def test_low_precision_stays_within_the_budget_of_a_dense_run(dtype, impl):
     seen = mask.repeat_interleave(16, 2).repeat_interleave(16, 3)
 
     def dense(q, k, v):
-        args = [t.detach().requires_grad_() for t in (q, k, v)]
-        logits = (args[0] @ args[1].mT * 32**-0.5).masked_fill(~seen, -torch.inf)
-        out, lse = logits.softmax(-1) @ args[2], logits.logsumexp(-1)
-        weight = lambda y: torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
-        loss = (out.double() * weight(out)).sum() + (lse.double() * weight(lse)).sum()
-        return [out, lse, *torch.autograd.grad(loss, args)]
+        logits = (q @ k.mT * 32**-0.5).masked_fill(~seen, -torch.inf)
+        return logits.softmax(-1) @ v, logits.logsumexp(-1)
 
-    plain, exact = dense(*args), dense(*(t.double() for t in args))
-    for actual, low, expected in zip(run(args, block=16, mask=mask, impl=impl)[0], plain, exact, strict=True):
+    plain, exact = run(dense, args), run(dense, [t.double() for t in args])
+    for actual, low, expected in zip(attend(args, block=16, mask=mask, impl=impl)[0], plain, exact, strict=True):
         assert_within_budget(actual, low, expected)
 
 
@@ -300,7 +280,7 @@ def test_low_precision_stays_within_the_budget_of_a_dense_run(dtype, impl):
 def test_empty_inputs_give_empty_outputs_or_zeros(sizes, impl):
     b, n, m = sizes
     args = tokens(n, m, 16, 16, b=b, dtype=torch.float32)
-    (out, *gradients), empty = run(args, block=16, impl=impl)
+    (out, *gradients), empty = attend(args, block=16, impl=impl)
     assert out.shape == (b, 2, n, 16)
     assert empty.all()
     assert not any(t.any() for t in (out, *gradients))
@@ -311,8 +291,8 @@ def test_empty_inputs_give_empty_outputs_or_zeros(sizes, impl):
 def test_strides_do_not_matter(impl):
     q, k, v = tokens(20, 20, 32, 32, b=2, heads=3, dtype=torch.float32)
     strange = [t.contiguous().mT.contiguous().mT[:, :, :, ::2][1:, ::2] for t in (q, k, v)]
-    plain, _ = run([t.contiguous() for t in strange], block=16, impl=impl)
-    for actual, expected in zip(run(strange, block=16, impl=impl)[0], plain, strict=True):
+    plain, _ = attend([t.contiguous() for t in strange], block=16, impl=impl)
+    for actual, expected in zip(attend(strange, block=16, impl=impl)[0], plain, strict=True):
         assert error(actual, expected) <= TOLERANCE[torch.float32]
     fused = torch.stack([q, k, v], 3)  # views of one projection, as models have them
     call = lambda *a: block_sparse_attention(*a, block=16, impl=impl)

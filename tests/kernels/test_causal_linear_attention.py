@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, run
 from zoo.kernels.causal_linear_attention import causal_linear_attention, plan, torch_impl
+from zoo.kernels.causal_linear_attention.tuning import Tile
 
 IMPLS = ["reference", "torch", "triton"]
 # Gradients are sums over all tokens, 70 here; those of decays are sums over pairs of tokens, too.
@@ -30,18 +31,10 @@ CASES = {  # sizes, decay, options
 }
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture
 def small_tiles(monkeypatch):
     """16 rows a tile: several chunks of few tokens, because the interpreter takes its time."""
-    monkeypatch.setattr(plan, "_TUNED", {80: plan._Tiles(256, 8)})
+    monkeypatch.setattr(plan, "TILES", {80: Tile(256, 8)})
 
 
 def problem(case, dtype, impl="torch", strength=1.0):
@@ -66,14 +59,6 @@ def problem(case, dtype, impl="torch", strength=1.0):
         return causal_linear_attention(q, k, v, impl=impl, **options_)
 
     return [t.to(dtype) for t in args], call
-
-
-def run(attention, args):
-    """Output, state, and the gradient of every tensor of `args` under a loss that weighs each number differently."""
-    args = [t.detach().requires_grad_() for t in args]
-    y, state = attention(*args)
-    losses = (t.double() * torch.linspace(-1, 1, t.numel(), dtype=torch.float64).view(t.shape) for t in (y, state))
-    return [y.detach(), state.detach(), *torch.autograd.grad(sum(t.sum() for t in losses), args)]
 
 
 def dense(q, k, v, g, block=1, z=False, eps=1e-6):

@@ -13,14 +13,6 @@ WAVES = ["haar", "db2", "db4", "sym5", "coif1", "bior2.2", "rbio3.1", "bior3.5",
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}  # sums of up to 24^2 products
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def signal(*sizes, b=2, c=2, dtype=torch.float64):
     return torch.randn(b, c, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 

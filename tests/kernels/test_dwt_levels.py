@@ -4,16 +4,13 @@ import pywt
 import torch
 
 from tests.helpers import error
+from tests.kernels.test_dwt import signal
 from zoo.kernels.dwt import dwt
 from zoo.kernels.dwt.filters import MODES
 from zoo.kernels.dwt.levels import packet, unpacket, wavedec, waverec
 
 EXACT = 1e-9  # float64; as exact as the taps of pywt
 WAVES = ["haar", "db3", "bior2.2"]
-
-
-def signal(*sizes, b=2, c=2, dtype=torch.float64):
-    return torch.randn(b, c, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
 def keys(ndim):

@@ -1,18 +1,14 @@
-import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, golden, group, run
 from zoo.kernels.linear_attention import LinearState, linear_attention, torch_impl
 
 IMPLS = ["reference", "torch", "triton"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # gradients are sums over all tokens, 63 here
-GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_TOLERANCE = 1e-5  # of the largest value: float32 sums in another order
 
 LINFUSION = {"norm": "mean_queries", "eps": 1e-4}
@@ -39,14 +35,6 @@ CASES = {  # sizes, options
     "state": ({}, {"before": True}),
     "state, segments": ({}, {"before": True, "cu": [0, 30, 30, 63], "norm": "sum"}),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def problem(case, dtype):
@@ -80,15 +68,6 @@ def problem(case, dtype):
         return linear_attention(q, k, v, cu_seqlens=borders, impl=impl, **options, **given)
 
     return args, call
-
-
-def run(attention, args):
-    """Outputs and the gradient of every tensor of `args` under a loss that weighs each output differently."""
-    args = [t.detach().requires_grad_() for t in args]
-    y = attention(*args)
-    ys = y if isinstance(y, tuple) else (y,)
-    losses = [(t.double() * torch.linspace(-1, 1, t.numel(), dtype=torch.float64).view(t.shape)).sum() for t in ys]
-    return [*(t.detach() for t in ys), *torch.autograd.grad(sum(losses), args)]
 
 
 def dense(q, k, v, f, eps):
@@ -188,10 +167,8 @@ def test_returned_state_has_the_gradients_of_its_sums(cu, impl):
 @pytest.mark.parametrize("call", ["self", "cross"])
 @pytest.mark.parametrize("name", ["linfusion-attn", "linfusion-attn-rank", "linfusion-attn-identity"])
 def test_linfusion_golden_is_reproduced(name, call, impl):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        t = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        heads = json.loads(file.metadata()["json"])["heads"]
-    weight = {key.removeprefix("weight."): value for key, value in t.items() if key.startswith("weight.")}
+    facts, t = golden(name)
+    heads, weight = facts["json"]["heads"], group(t, "weight.")
 
     def project(x, side):
         if f"{side}_.0.weight" not in weight:
@@ -215,18 +192,16 @@ def test_linfusion_golden_is_reproduced(name, call, impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_lit_golden_is_reproduced(impl):
-    with safe_open(GOLDEN / "lit.safetensors", "pt") as file:
-        get = lambda name: file.get_tensor(name)
-        weight = lambda name, kind="weight": get(f"weight.blocks.0.attn.{name}.{kind}")
-        linear = lambda x, name: F.linear(x, weight(name), weight(name, "bias"))
-        x = get("output.mid.block0.attn.in")
-        q, k, v = (y.unflatten(-1, (2, -1)).transpose(1, 2) for y in (linear(x, "q"), *linear(x, "kv").chunk(2, -1)))
-        y = linear_attention(q, k, v, **LIT, impl=impl)
-        image = v.mT.flatten(0, 1).unflatten(-1, (8, 8))  # (b heads) d h w
-        near = F.conv2d(image, weight("dwc"), weight("dwc", "bias"), padding=2, groups=image.shape[1])
-        y = y + near.flatten(2).mT.view(y.shape)
-        expected = get("output.mid.block0.attn.out")
-        assert error(linear(y.transpose(1, 2).flatten(2), "proj"), expected) <= GOLDEN_TOLERANCE
+    tensors = golden("lit")[1]
+    weight, traced = group(tensors, "weight.blocks.0.attn."), group(tensors, "output.mid.block0.attn.")
+    linear = lambda x, name: F.linear(x, weight[f"{name}.weight"], weight[f"{name}.bias"])
+    x = traced["in"]
+    q, k, v = (y.unflatten(-1, (2, -1)).transpose(1, 2) for y in (linear(x, "q"), *linear(x, "kv").chunk(2, -1)))
+    y = linear_attention(q, k, v, **LIT, impl=impl)
+    image = v.mT.flatten(0, 1).unflatten(-1, (8, 8))  # (b heads) d h w
+    near = F.conv2d(image, weight["dwc.weight"], weight["dwc.bias"], padding=2, groups=image.shape[1])
+    y = y + near.flatten(2).mT.view(y.shape)
+    assert error(linear(y.transpose(1, 2).flatten(2), "proj"), traced["out"]) <= GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

@@ -4,21 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.helpers import assert_within_budget, error
-from tests.kernels.neighborhoods import CASES, CIRCLE, attention, dense, inputs, run
+from tests.helpers import assert_within_budget, error, run
+from tests.kernels.neighborhoods import CASES, CIRCLE, attention, dense, inputs
 from zoo.kernels.neighborhood_attention import neighborhood_attention, torch_impl
 from zoo.kernels.neighborhood_attention.plan import Axis, key_tiles, query_tiles, spans
 
 # Sums of up to 400 terms, gradients of biases and extra keys of a few thousand; relative to the largest element.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", CASES)

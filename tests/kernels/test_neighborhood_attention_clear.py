@@ -1,31 +1,27 @@
 """Attention of CLEAR as FLUX runs it: image queries by the kernel, text queries by plain attention."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.embeddings import apply_rotary_emb
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from tests.helpers import error
+from tests.helpers import error, golden, group
 from zoo.kernels.neighborhood_attention import neighborhood_attention
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5  # relative to the largest magnitude of each golden tensor, architecture.md section 5
 
 
-def facts(name):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["json"])
+def read(name):
+    facts, tensors = golden(name)
+    return facts["json"], tensors
 
 
-MASKS = facts("clear-masks")["cases"]
-MODELS = [(name, case) for name in ("clear-local", "clear-down", "clear-down-text512") for case in facts(name)["cases"]]
+MASKS = read("clear-masks")[0]["cases"]
+FILES = ("clear-local", "clear-down", "clear-down-text512")
+MODELS = [(name, case) for name in FILES for case in read(name)[0]["cases"]]
 
 
 class Processor:
@@ -75,8 +71,8 @@ class Processor:
 
 @pytest.mark.parametrize(("name", "case"), MODELS)
 def test_flux_with_clear_gives_the_golden_output(name, case):
-    told, tensors = facts(name), load_file(GOLDEN / f"{name}.safetensors")
-    weights = {key.removeprefix("weight."): t for key, t in tensors.items() if key.startswith("weight.")}
+    told, tensors = read(name)
+    weights = group(tensors, "weight.")
     model = FluxTransformer2DModel(**told["config"]).eval()
     model.load_state_dict({key: t for key, t in weights.items() if "spatial_weight" not in key})
     case_facts = told["cases"][case]
@@ -84,10 +80,8 @@ def test_flux_with_clear_gives_the_golden_output(name, case):
     for layer, module in [(key, m) for key, m in model.named_modules() if key.endswith(".attn")]:
         pool = weights.get(f"{layer}.processor.spatial_weight")  # 1 1 1 f 1 f 1
         module.set_processor(Processor(case_facts, None if pool is None else pool[0, 0, 0, :, 0, :, 0]))
-    prefix = f"input.{case}."
-    given = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
     with torch.no_grad():
-        actual = model(**given, txt_ids=torch.zeros(case_facts["text_length"], 3)).sample
+        actual = model(**group(tensors, f"input.{case}."), txt_ids=torch.zeros(case_facts["text_length"], 3)).sample
     assert error(actual, tensors[f"output.{case}"]) <= TOLERANCE
 
 
@@ -102,7 +96,7 @@ def test_equal_logits_weigh_what_the_golden_mask_allows(case, impl):
     height, width, text, cell = (told[key] for key in ("height", "width", "text_length", "down_factor"))
     n = height * width
     dtype = torch.float32 if impl == "triton" else torch.float64
-    mask = load_file(GOLDEN / "clear-masks.safetensors")[f"output.{case}"][text:].double()  # n (text n cells)
+    mask = read("clear-masks")[1][f"output.{case}"][text:].double()  # n (text n cells)
     columns = torch.eye(text + n, dtype=dtype)
     seen = mask[:, : text + n]
     if cell > 1:  # a pooled key has the values of all tokens of its cell

@@ -5,8 +5,8 @@ from math import prod
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
-from tests.kernels.neighborhoods import CASES, CIRCLE, attention, dense, inputs, run
+from tests.helpers import assert_within_budget, error, run
+from tests.kernels.neighborhoods import CASES, CIRCLE, attention, dense, inputs
 from zoo.kernels.neighborhood_attention.launches import Launch
 from zoo.kernels.neighborhood_attention.plan import Axis, Geometry
 
@@ -28,14 +28,6 @@ BIASED = CASES | {
     "small circle": ((4, 6), {"radius": 2, "stride": (1, 2), "dilation": (2, 1), **CIRCLE}),
     "few frames": ((2, 3, 4), {"kernel": (1, 2, 2), "dilation": (1, 1, 2)}),
 }
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def check(grid, options, tolerance=TOLERANCE, *, extra=3, biased=False, **sizes):

@@ -5,9 +5,9 @@ import torch
 import triton
 import triton.language as tl
 
+from tests.helpers import DEVICE
 from zoo.kernels.rounding import narrow, tf32
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NANS = [0x7FFFFFFF, 0x7FC00000, -1]  # of GPUs, of CPUs, with a sign
 
 

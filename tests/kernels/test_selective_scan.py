@@ -1,16 +1,10 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, golden, group, weighed
 from zoo.kernels.selective_scan import selective_scan, torch_impl
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "selective_scan.safetensors"
-PUBLISHED_ORDERS = GOLDEN.with_name("dimsum-orders.safetensors")
 IMPLS = ["reference", "torch"]
 # Of the largest value. Float32: sums of up to a thousand terms in another order; the official results are float32, too.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
@@ -38,14 +32,6 @@ CASES = {  # sizes and what is left out
 }
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def problem(
     b=2, e=4, n=13, s=3, groups=(1, 1), paths=1, shared=False, fixed="", state=False, softplus=True, without=(), seed=0
 ):
@@ -70,8 +56,8 @@ def run(floats, options, call=selective_scan):
     """Output, last state and the gradient of every tensor under a loss that weighs each value differently."""
     floats = {name: x.detach().requires_grad_() for name, x in floats.items()}
     y, state = call(**floats, **options, return_state=True)
-    weigh = lambda x: (x.double() * torch.linspace(-1, 1.3, x.numel(), dtype=torch.float64).view(x.shape)).sum()
-    return [y, state, *torch.autograd.grad(weigh(y) + weigh(state), list(floats.values()), materialize_grads=True)]
+    loss = weighed(y) + weighed(state)
+    return [y, state, *torch.autograd.grad(loss, list(floats.values()), materialize_grads=True)]
 
 
 def official(u, delta, A, B, C, D, z, delta_bias, **_):
@@ -86,16 +72,13 @@ def official(u, delta, A, B, C, D, z, delta_bias, **_):
     return (torch.stack(ys, 2) + u * D[:, None]) * F.silu(z), h
 
 
-def golden(case):
+def published(case):
     """Inputs, options and outputs of the published code."""
-    with safe_open(GOLDEN, "pt") as file:
-        softplus = json.loads(file.metadata()["config"])["cases"][case]["delta_softplus"]
-        parts = {}
-        for kind in ("input", "output"):
-            head = f"{kind}.{case}."
-            parts[kind] = {key.removeprefix(head): file.get_tensor(key) for key in file.keys() if key.startswith(head)}  # noqa: SIM118
-    floats = {name: parts["input"][name] for name in NAMES if name in parts["input"]}
-    return floats, {"delta_softplus": softplus}, parts["output"] | {"weight": parts["input"]["loss_weight"]}
+    facts, tensors = golden("selective_scan")
+    given, found = (group(tensors, f"{kind}.{case}.") for kind in ("input", "output"))
+    floats = {name: given[name] for name in NAMES if name in given}
+    options = {"delta_softplus": facts["config"]["cases"][case]["delta_softplus"]}
+    return floats, options, found | {"weight": given["loss_weight"]}
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -103,7 +86,7 @@ def golden(case):
     "case", ["full", "grouped", "fixedBC", "nosoftplus", "noz_noD", "odd", "slow_decay", "strong_decay"]
 )
 def test_official_results_are_reproduced(case, impl):
-    floats, options, expected = golden(case)
+    floats, options, expected = published(case)
     floats = {name: x.requires_grad_() for name, x in floats.items()}
     y, state = selective_scan(**floats, **options, return_state=True, impl=impl)
     assert error(y, expected["out"]) <= GOLDEN_TOLERANCE
@@ -138,8 +121,8 @@ def test_output_and_gradients_match_the_float64_reference(case, dtype):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kind", ["sweep", "zigma", "jpeg"])
 def test_published_orders_equal_permuted_copies_put_back(kind, impl):
-    with safe_open(PUBLISHED_ORDERS, "pt") as file:
-        orders, inverse = (file.get_tensor(f"output.{name}.4")[:3] for name in (kind, f"{kind}_inverse"))
+    tensors = golden("dimsum-orders")[1]
+    orders, inverse = (tensors[f"output.{name}.4"][:3] for name in (kind, f"{kind}_inverse"))
     floats, options = problem(e=6, n=16, paths=3, shared=True, groups=(3, 3))
     y, state = selective_scan(**floats, **options | {"orders": orders}, return_state=True, impl=impl)
     for k, order in enumerate(orders):
@@ -249,8 +232,7 @@ def test_either_output_can_be_trained_alone():
     both = run(floats, options)[2:]
     leaves = [x.requires_grad_() for x in floats.values()]
     y, state = selective_scan(**floats, **options, return_state=True)
-    weigh = lambda x: (x * torch.linspace(-1, 1.3, x.numel(), dtype=torch.float64).view(x.shape)).sum()
-    alone = [torch.autograd.grad(weigh(x), leaves, retain_graph=True, materialize_grads=True) for x in (y, state)]
+    alone = [torch.autograd.grad(weighed(x), leaves, retain_graph=True, materialize_grads=True) for x in (y, state)]
     for first, second, exact in zip(*alone, both, strict=True):
         assert error(first + second, exact) <= TOLERANCE[torch.float64]
 

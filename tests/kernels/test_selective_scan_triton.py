@@ -3,24 +3,15 @@
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
-from tests.kernels.test_selective_scan import CASES, GOLDEN_TOLERANCE, golden, official, problem, run
+from tests.helpers import DEVICE, assert_within_budget, error
+from tests.kernels.test_selective_scan import CASES, GOLDEN_TOLERANCE, official, problem, published, run
 from zoo.kernels.selective_scan import selective_scan
 
 triton_impl = pytest.importorskip("zoo.kernels.selective_scan.triton_impl")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Of the largest value. The kernels compute in the wider of float32 and the dtype given, here on at most 60 terms.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
 TINY = {"b": 1, "n": 6}
 SMALL = [name for name in CASES if name != "sizes that divide nothing"]
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def there(floats, options):
@@ -53,15 +44,15 @@ def test_tiles_and_shares_do_not_change_the_result(monkeypatch):
     floats, options = problem(b=1, e=6, n=7, paths=2, groups=(2, 1))
     floats, options = there(floats, options)
     expected = run(floats, options | {"impl": "torch"})
-    tile = triton_impl._TILES[80]._replace(values=32, back_values=16)
-    monkeypatch.setattr(triton_impl, "_TILES", {80: tile})
-    monkeypatch.setattr(triton_impl, "_PROGRAMS", 8)  # two shares of the channels
+    tile = triton_impl.TILES[80]._replace(values=32, back_values=16)
+    monkeypatch.setattr(triton_impl, "TILES", {80: tile})
+    monkeypatch.setattr(triton_impl, "PROGRAMS", 8)  # two shares of the channels
     for actual, exact in zip(run(floats, options | {"chunk": 4}), expected, strict=True):
         assert error(actual, exact) <= TOLERANCE[torch.float64]
 
 
 def test_official_results_are_reproduced():
-    floats, options, expected = golden("odd")
+    floats, options, expected = published("odd")
     cut = {name: x[..., :12].contiguous() if x.ndim == 3 else x for name, x in floats.items()}
     cut, options = there(cut, options)
     y = selective_scan(**cut, **options)

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, weighed
 from zoo.kernels.spectrum import inverse_spectrum, radial_mask, spectrum
 
 IMPLS = ["reference", "torch"]
@@ -42,8 +42,7 @@ def gradients(dtype, impl, size, norm, part):
     y = spectrum(x, part=part, norm=norm, impl=impl)
     flat = torch.view_as_real(y) if y.is_complex() else y
     back = inverse_spectrum(y * y, size, norm=norm, impl=impl) if y.is_complex() else y
-    weight = torch.linspace(-1, 1, back.numel(), dtype=torch.float64).view(back.shape)
-    return flat, back, torch.autograd.grad((back.double() * weight).sum(), x)[0]
+    return flat, back, torch.autograd.grad(weighed(back), x)[0]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

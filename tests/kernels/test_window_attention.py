@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.helpers import assert_within_budget, error
+from tests.helpers import assert_within_budget, error, run
 from zoo.kernels.window_attention import (
     overlapping_position_index,
     relative_position_index,
@@ -44,14 +44,6 @@ CASES = {  # grid, window, options
 }
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Memory that is read before it is written shows as NaN."""
-    torch.use_deterministic_algorithms(True)  # fills torch.empty
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def tokens(grid, *, b=2, heads=3, d=5, e=4, dtype=torch.float64, seed=0):
     g = torch.Generator().manual_seed(seed)
     sizes = [(b, grid[0] * grid[1], heads, width) for width in (d, d, e)]
@@ -63,14 +55,6 @@ def bias(window, overlap=0, *, heads=3, rows=23, dtype=torch.float64):
     g = torch.Generator().manual_seed(1)
     table = torch.randn(rows, heads, generator=g, dtype=torch.float64).to(dtype)
     return table, torch.randint(-rows, rows, (wh * ww, (wh + 2 * oh) * (ww + 2 * ow)), generator=g)
-
-
-def run(attention, args):
-    """Output and the gradient of every tensor of `args` under a loss that weighs each output differently."""
-    args = [t.detach().requires_grad_() for t in args]
-    y = attention(*args)
-    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
-    return [y, *torch.autograd.grad((y.double() * weight).sum(), args)]
 
 
 def swin(q, k, v, table, index, grid, window, shift, mask=True):

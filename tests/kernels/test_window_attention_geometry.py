@@ -1,18 +1,13 @@
 """Stripes, grids, bins and combs are windows; each against the way that its authors cut the map."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
-from tests.helpers import error
-from tests.kernels.test_window_attention import bias, run, tokens
+from tests.helpers import error, golden, group, run
+from tests.kernels.test_window_attention import bias, tokens
 from zoo.kernels.window_attention import relative_position_index, window_attention
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "histoformer.safetensors"
 TOLERANCE = 1e-12  # float64, sums of at most a hundred terms
 GOLDEN_TOLERANCE = 1e-4  # float32 traces, as the sheet of the model states
 
@@ -110,12 +105,10 @@ def histogram_attention(q, k, v, factor, temperature, layout, impl):
 @both
 @pytest.mark.parametrize("block", ["encoder_level2.0.attn_g", "latent.0.attn_g", "refinement.0.attn_g"])
 def test_softmax_plus_one_of_histoformer_is_a_window_with_one_padded_key(block, impl):
-    with safe_open(GOLDEN, "pt") as file:
-        read = file.get_tensor
-        weight = {name: read(f"weight.{block}.{name}") for name in ("qkv.weight", "qkv_dwconv.weight", "temperature")}
-        x, idx = read(f"inter.{block}.input"), read(f"inter.{block}.idx_v").long()
-        expected = {layout: read(f"inter.{block}.out_{layout}") for layout in ("bin", "freq")}
-        assert json.loads(file.metadata()["config"])["heads"] == [1, 2, 4, 8]
+    facts, tensors = golden("histoformer")
+    assert facts["config"]["heads"] == [1, 2, 4, 8]
+    weight, traced = group(tensors, f"weight.{block}."), group(tensors, f"inter.{block}.")
+    x, idx = traced["input"], traced["idx_v"].long()
     half = x.shape[1] // 2
     x = torch.cat([x[:, :half].sort(2).values.sort(3).values, x[:, half:]], 1)
     qkv = F.conv2d(F.conv2d(x, weight["qkv.weight"]), weight["qkv_dwconv.weight"], padding=1, groups=5 * x.shape[1])
@@ -123,4 +116,4 @@ def test_softmax_plus_one_of_histoformer_is_a_window_with_one_padded_key(block, 
     temperature = weight["temperature"]
     for layout, q, k in (("bin", q1, k1), ("freq", q2, k2)):
         actual = histogram_attention(q, k, v, len(temperature), temperature, layout, impl)
-        assert error(actual, expected[layout]) <= GOLDEN_TOLERANCE
+        assert error(actual, traced[f"out_{layout}"]) <= GOLDEN_TOLERANCE

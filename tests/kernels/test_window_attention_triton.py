@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from tests.helpers import assert_within_budget, error
-from tests.kernels.test_window_attention import bias, poisoned, run, swin  # noqa: F401, the fixture applies itself
-from zoo.kernels.window_attention import relative_position_index, triton_impl, tuning, window_attention
+from tests.helpers import DEVICE, assert_within_budget, error, run
+from tests.kernels.test_window_attention import bias, swin
+from zoo.kernels.window_attention import launches, relative_position_index, triton_impl, window_attention
 
 TOLERANCE = 3e-6  # float32; sums of up to a hundred terms
 FLOAT16 = 1e-2  # logits of 1e5, whose last digit in float32 is 8e-3
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CASES = {  # grid, window, options
     "shift, ragged": ((5, 6), (3, 4), {"shift": (2, 1)}),
@@ -54,8 +53,8 @@ def test_output_and_gradients_match_the_float64_reference(case):
 
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_windows_larger_than_a_tile_and_programs_with_several_windows_change_nothing(overlap, monkeypatch):
-    monkeypatch.setattr(tuning, "PROGRAMS", 2)
-    monkeypatch.setattr(tuning, "TILES", {80: dict.fromkeys((64, 128), (tuning.Tile(16, 16, 4, 1),) * 4)})
+    monkeypatch.setattr(launches, "PROGRAMS", 2)
+    monkeypatch.setattr(launches, "TILES", {80: dict.fromkeys((64, 128), (launches.Tile(16, 16, 4, 1),) * 4)})
     grid, window = (5, 7), (5, 4)
     args = [*inputs(grid, heads=1), bias(window, overlap, heads=1)[0].float().to(DEVICE)]
     compare(grid, window, {"overlap": overlap} if overlap else {"shift": (2, 1)}, args)

@@ -1,4 +1,4 @@
-"""Which GPU a launch is for; block shapes, warps and stages are kept as data by chip."""
+"""Which GPU a launch is for; block shapes, warps and stages are data by chip, in `tuning.py` of each op."""
 
 import os
 from collections.abc import Mapping

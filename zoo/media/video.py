@@ -163,9 +163,8 @@ class _Writer:
     def write(self, frame: Any, pixels: np.ndarray) -> None:  # noqa: ANN401
         """Encode one frame with the time and the colours of the one it was made of."""
         new = (pixels.shape[1], pixels.shape[0])
-        if self._video is None:
-            self._open(frame, new)
-        elif new != self._sizes[1]:
+        video = self._open(frame, new) if self._video is None else self._video
+        if new != self._sizes[1]:
             raise UserError(
                 f"{self._reader.name}: its frames change their size, from {self._sizes[1]} to {new}; cut it there"
             )
@@ -173,7 +172,7 @@ class _Writer:
         values = to_uint16(pixels) if deep else to_uint8(pixels)
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(values), "rgb48le" if deep else "rgb24")
         picture = picture.reformat(
-            format=self._video.pix_fmt,
+            format=video.pix_fmt,
             dst_colorspace=_matrix(frame),
             src_color_range=_FULL_RANGE,
             dst_color_range=_range(frame),
@@ -184,7 +183,7 @@ class _Writer:
             at = round(self.count / (self._rate * self._source.time_base))
         self._last = at if self._last is None else max(at, self._last + 1)  # encoders take rising times only
         picture.pts, picture.time_base = self._last, self._source.time_base
-        self._file.mux(self._video.encode(picture))
+        self._file.mux(video.encode(picture))
         self.count += 1
 
     def copy(self, packet: Any) -> None:  # noqa: ANN401
@@ -207,7 +206,7 @@ class _Writer:
         with contextlib.suppress(self._av.error.FFmpegError):
             self._file.close()
 
-    def _open(self, frame: Any, size: tuple[int, int]) -> None:  # noqa: ANN401
+    def _open(self, frame: Any, size: tuple[int, int]) -> Any:  # noqa: ANN401
         video = self._file.add_stream(self._codec, rate=self._rate, options=self._options)
         video.width, video.height = size
         odd = any(side % 2 for side in size) and self._codec == "libx264"
@@ -227,6 +226,7 @@ class _Writer:
         for packet in self._waiting:
             self._file.mux(packet)
         self._waiting = []
+        return video
 
 
 def _frames(av: ModuleType, reader: Any, writer: _Writer) -> Iterator[Any]:  # noqa: ANN401

@@ -119,7 +119,7 @@ def _frames_first(denoiser: nn.Module, latents: Tensor, timestep: Tensor, contex
     """CogVideoX: b t c h w, and rotary positions in all but its smallest model."""
     places: dict[str, Any] = {}
     if denoiser.config.use_rotary_positional_embeddings:  # pyright: ignore
-        from diffusers import CogVideoXPipeline
+        from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipeline
 
         *_, t, h, w = latents.shape
         like = SimpleNamespace(transformer=denoiser, vae_scale_factor_spatial=1)  # sizes in latents, not in pixels

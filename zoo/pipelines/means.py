@@ -70,7 +70,7 @@ class Means:
         with self._asking(self._known_for):
             yield
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _known_for(self, module: GlobalMean, features: Tensor) -> Tensor:
         known = self._known.get(module)
         if known is None:

@@ -144,11 +144,10 @@ def block_mass(
     chosen = _implementation(op, impl, q, 0, size)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     choice = Choice(None, None, key_lengths, size, factor)
+    q, k, wide = q.detach(), k.detach(), torch.promote_types(q.dtype, torch.float32)
     with torch.no_grad():
-        if lse is None:
-            lse = chosen.forward(q.detach(), k.detach(), k.detach()[..., :0], choice)[1]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        return chosen.statistic(q.detach(), k.detach(), lse.detach().to(wide), choice, False)
+        norm = chosen.forward(q, k, k[..., :0], choice)[1] if lse is None else lse.detach().to(wide)
+        return chosen.statistic(q, k, norm, choice, False)
 
 
 def _implementation(op: str, impl: str, q: Tensor, e: int, block: tuple[int, int]) -> ModuleType:

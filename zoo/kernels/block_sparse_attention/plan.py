@@ -34,7 +34,8 @@ class Choice(NamedTuple):
 
     def shape(self, q: Tensor, k: Tensor) -> tuple[int, int, int, int]:
         """Of the map of blocks, (b, heads, mq, mk)."""
-        return *q.shape[:2], blocks(q.shape[2], self.block[0]), blocks(k.shape[2], self.block[1])
+        (b, heads, n, _), m = q.shape, k.shape[2]
+        return b, heads, blocks(n, self.block[0]), blocks(m, self.block[1])
 
     def flat(self) -> tuple[Tensor | tuple[int, int] | float | None, ...]:
         """Arguments for an op with `CHOICE` in its schema."""

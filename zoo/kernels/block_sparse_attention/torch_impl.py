@@ -219,9 +219,9 @@ def _rows(q: Tensor, k: Tensor, choice: Choice) -> Iterator[_Row]:
     lists = columns.split(counts.sum(-1).flatten().tolist())  # by sample, head and row, each may be shared
     whole = counts[..., 0].flatten().tolist()
     lengths = [m] * b if key_lengths is None else key_lengths.clamp(max=m).tolist()
-    hidden = group = None
+    forbidden = None
     if rule is not None:
-        hidden, group = ~rule.allowed, F.pad(rule.key.long(), (0, -m % bn)).view(-1, bn)  # mk bn
+        forbidden = rule.query.long(), F.pad(rule.key.long(), (0, -m % bn)).view(-1, bn), ~rule.allowed
     for sample in range(b):
         for head in range(heads):
             first = (sample % counts.shape[0] * counts.shape[1] + head % counts.shape[1]) * counts.shape[2]
@@ -235,7 +235,8 @@ def _rows(q: Tensor, k: Tensor, choice: Choice) -> Iterator[_Row]:
                 for start in range(i * bm, min(n, (i + 1) * bm), size):
                     queries = slice(start, min(start + size, n, (i + 1) * bm))
                     cut = None
-                    if rule is not None and len(visited) > whole[first + i]:
-                        groups = group[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
-                        cut = hidden[rule.query[queries].long()][:, groups]
+                    if forbidden is not None and len(visited) > whole[first + i]:
+                        query, key, hidden = forbidden  # n; mk bn; query groups, key groups
+                        groups = key[visited[whole[first + i] :]].flatten()[: seen - whole[first + i] * bn]
+                        cut = hidden[query[queries]][:, groups]
                     yield _Row(sample * heads + head, i, queries, visited, seen, cut)

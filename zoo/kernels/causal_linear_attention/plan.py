@@ -6,16 +6,7 @@ from torch import Tensor
 
 from zoo.kernels.chips import tuned
 
-
-class _Tiles(NamedTuple):
-    """Tiles of tokens or of states hold `numbers`; a launch has `warps`."""
-
-    numbers: int
-    warps: int
-
-
-# By chip. Larger tiles would spill registers in the backward.
-_TUNED = {80: _Tiles(2048, 8)}
+from .tuning import TILES
 
 
 class Plan(NamedTuple):
@@ -48,16 +39,16 @@ class Plan(NamedTuple):
 
 def plan(q: Tensor, v: Tensor, block: int) -> Plan:
     """Cut the tokens of `q` into whole blocks."""
-    tiles, wide = tuned(_TUNED, q), max(16, _power_of_two(q.shape[3]))
-    rows = min(64, max(16, tiles.numbers // wide))
+    tile, wide = tuned(TILES, q), max(16, _power_of_two(q.shape[3]))
+    rows = min(64, max(16, tile.numbers // wide))
     values = min(rows, max(16, _power_of_two(v.shape[3])))
     if block > rows:
         return Plan(
-            _count(q.shape[2], block), _count(block, rows), block, rows, True, rows, rows, wide, values, tiles.warps
+            _count(q.shape[2], block), _count(block, rows), block, rows, True, rows, rows, wide, values, tile.warps
         )
     padded = _power_of_two(block)
     span = rows // padded * block
-    return Plan(_count(q.shape[2], span), 1, span, block, False, rows, padded, wide, values, tiles.warps)
+    return Plan(_count(q.shape[2], span), 1, span, block, False, rows, padded, wide, values, tile.warps)
 
 
 def _power_of_two(x: int) -> int:

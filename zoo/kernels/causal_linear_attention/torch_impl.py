@@ -35,7 +35,8 @@ def _causal(
         for i in range(len(q)):
             s = initial_state[i].to(state.dtype)  # heads d e
             for span in _spans(q, block):
-                qc, kc, vc, gc = (_chunks(t, i, span, block) for t in (q, k, v, g))  # heads chunks c d
+                qc, kc, vc = (_chunks(t, i, span, block) for t in (q, k, v))  # heads chunks c d
+                gc = None if g is None else _chunks(g, i, span, block)
                 before, after, s = _carry(kc, vc, gc, s)
                 if qc.shape[2] == block:
                     y = qc @ after
@@ -70,16 +71,17 @@ def _causal_backward(
         for i in range(len(q)):
             s, ds, kept = initial_state[i].to(_wide(q)), dstate[i], []
             for span in _spans(q, block):
-                kc, vc, gc = (_chunks(t, i, span, block) for t in (k, v, g))
-                *states, s = _carry(kc, vc, gc, s)
-                kept.append((span, *states))
-            for span, before, after in reversed(kept):
-                qc, kc, vc, gc, dy = (_chunks(t, i, span, block) for t in (q, k, v, g, dout))
+                kc, vc = (_chunks(t, i, span, block) for t in (k, v))
+                gc = None if g is None else _chunks(g, i, span, block)
+                before, after, s = _carry(kc, vc, gc, s)
+                kept.append((span, gc, before, after))
+            for span, gc, before, after in reversed(kept):
+                qc, kc, vc, dy = (_chunks(t, i, span, block) for t in (q, k, v, dout))
                 backward = _one_block if qc.shape[2] == block else _many_blocks
                 *grads, dgc, ds = backward(dy, qc, kc, vc, gc, before, after, ds, block)
                 for grad, part in zip((dq, dk, dv), grads, strict=True):
                     grad[i, :, span] = _tokens(part, span)
-                if g is not None:
+                if dgc is not None:
                     dg[i, :, span] = _tokens(dgc, span)
             dinitial[i] = ds
     return dq, dk, dv, dg, dinitial
@@ -138,10 +140,8 @@ def _spans(q: Tensor, block: int) -> list[slice]:
     return [slice(at, min(at + step, n)) for at in range(0, n, step)]
 
 
-def _chunks(x: Tensor | None, sample: int, span: slice, block: int) -> Tensor | None:
+def _chunks(x: Tensor, sample: int, span: slice, block: int) -> Tensor:
     """Some tokens in float32 or wider, (heads, chunks, c, d); zeros fill the last chunk."""
-    if x is None:
-        return None
     chunk = _chunk(block)
     some = x[sample, :, span].to(_wide(x))
     some = F.pad(some, (0, 0, 0, -some.shape[1] % chunk)) if some.shape[1] % chunk else some
@@ -250,7 +250,6 @@ def _pairs_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The weights once more, and gradients of queries, keys and decays."""
     pairs = _pairs(q, k, g, block)
-    dg = None if g is None else torch.zeros_like(g)
     if g is None or g.shape[3] == 1:
         dproducts = dpairs * _decays(q, g, block)
         dq, dk = dproducts @ k, dproducts.mT @ q
@@ -258,7 +257,10 @@ def _pairs_backward(
         qb, kb = (t.unflatten(2, (-1, block)) for t in (q, k))
         own = _own_blocks(dpairs, block)
         dq, dk = (own @ kb).flatten(2, 3), (own.mT @ qb).flatten(2, 3)
-    for size, to_query, from_key in () if g is None else _levels(g, block):
+    if g is None:
+        return pairs, dq, dk, None
+    dg = torch.zeros_like(g)
+    for size, to_query, from_key in _levels(g, block):
         if g.shape[3] == 1:
             both = _quarters(dpairs, size) * _quarters(pairs, size)
             of_queries, of_keys = both.sum(-1, keepdim=True), both.sum(-2)[..., None]
@@ -331,7 +333,7 @@ def _many_blocks(
     pairs, dq, dk, dg = _pairs_backward(dy @ v.mT, q, k, g, block)
     dv = (pairs.mT @ dy).add_(_times(k, from_key) @ dafter)
     dqs, dks = _times(dy @ before.mT, to_query), _times(v @ dafter.mT, from_key)
-    if g is not None:
+    if g is not None and dg is not None:
         of_queries, of_keys = (t if g.shape[3] > 1 else t.sum(-1, keepdim=True) for t in (q * dqs, k * dks))
         dg += _from(of_queries) + _before(of_keys) + _dwhole(g, before, dafter)
     return dq.add_(dqs), dk.add_(dks), dv, dg, ds

@@ -19,9 +19,9 @@ from zoo.kernels.rounding import narrow
 
 from .ends import WEIGHTED, before, fill, fold_into, inner, sources
 from .filters import band_size, signal_size
+from .tuning import TILES
 
 _TOGETHER = 8  # taps of the longest filter that takes two axes in one pass: 16 reads a sample
-_TILES = {80: (512, 4)}  # results of one program and band, warps
 
 
 def forward(x: Tensor, bank: Tensor, ndim: int, mode: str) -> Tensor:
@@ -177,13 +177,13 @@ def _put(x_ptr, x, row, column, rows, columns, x_row, x_column):
 
 def _grid(rows: int, columns: int, planes: int, x: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """Programs, and the shape of their tiles."""
-    size, warps = tuned(_TILES, x)
+    tile = tuned(TILES, x)
     across = min(triton.next_power_of_2(columns), 64)
-    down = min(triton.next_power_of_2(rows), size // across)
+    down = min(triton.next_power_of_2(rows), tile.results // across)
     return (planes * triton.cdiv(rows, down) * triton.cdiv(columns, across),), {
         "R": down,
         "C": across,
-        "num_warps": warps,
+        "num_warps": tile.warps,
     }
 
 

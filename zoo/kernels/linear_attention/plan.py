@@ -1,4 +1,4 @@
-"""How the GPU goes over the tokens: tiles by chip, and spans of tokens that one program takes."""
+"""How the GPU goes over the tokens: in tiles, and in spans of tiles that one program takes."""
 
 from typing import NamedTuple
 
@@ -7,41 +7,13 @@ from torch import Tensor
 
 from zoo.kernels.chips import tuned
 
-
-class Tiles(NamedTuple):
-    """Shape of tiles and how they are launched.
-
-    Attributes:
-        rows: tokens.
-        side: features of values at a time, beside all those of keys.
-        sums: features of keys and of values at a time where they are summed up.
-        warps: of a program.
-        stages: of loads ahead.
-    """
-
-    rows: int
-    side: int
-    sums: int
-    warps: int
-    stages: int
-
-
-# By chip, then by the larger of d and e, at most. Up to 128 nothing spills; more than 256 works, with spills.
-_TUNED = {
-    80: {
-        64: Tiles(32, 64, 64, 4, 2),
-        128: Tiles(32, 32, 128, 8, 2),
-        256: Tiles(16, 32, 128, 8, 1),
-        512: Tiles(16, 16, 128, 8, 1),
-    }
-}
-_PROGRAMS = 1024  # that keep every multiprocessor busy; more would only store more sums
+from .tuning import PROGRAMS, TILES, Tile
 
 
 class Pass(NamedTuple):
     """How one pass goes over the tokens."""
 
-    tiles: Tiles
+    tile: Tile
     spans: int  # per head
     size: int  # tokens of a span
     order: Tensor | None  # segment, first token and end of each span, int32 (spans, 3)
@@ -51,13 +23,13 @@ class Pass(NamedTuple):
 def plan(x: Tensor, width: int, cu_seqlens: Tensor | None, least: int) -> Pass:
     """Spans of at least `least` times the rows of a tile, so many that they fill the chip."""
     b, heads, n, _ = x.shape
-    table = tuned(_TUNED, x)
-    tiles = table[min((side for side in table if side >= width), default=max(table))]
+    table = tuned(TILES, x)
+    tile = table[min((side for side in table if side >= width), default=max(table))]
     if x.element_size() > 2:  # so that tiles take no more room in shared memory
-        tiles = tiles._replace(rows=max(16, tiles.rows // 2), sums=64, stages=1)
-    size = tiles.rows * max(least, -(-n * b * heads // (_PROGRAMS * tiles.rows)))
+        tile = tile._replace(rows=max(16, tile.rows // 2), sums=64, stages=1)
+    size = tile.rows * max(least, -(-n * b * heads // (PROGRAMS * tile.rows)))
     if cu_seqlens is None:
-        return Pass(tiles, max(1, -(-n // size)), size, None, None)
+        return Pass(tile, max(1, -(-n // size)), size, None, None)
     # Without a look at the borders, which would be a wait: every segment may end in a span that is not full.
     segments = len(cu_seqlens) - 1
     spans, cu_seqlens = n // size + segments, cu_seqlens.int().clamp(0, n)  # nobody has looked at those on a GPU
@@ -67,4 +39,4 @@ def plan(x: Tensor, width: int, cu_seqlens: Tensor | None, least: int) -> Pass:
     segment = torch.searchsorted(first[1:], p, right=True, out_int32=True).clamp(max=segments - 1)
     start = cu_seqlens[segment] + (p - first[segment]) * size
     stop = torch.minimum(start + size, cu_seqlens[segment + 1])
-    return Pass(tiles, spans, size, torch.stack([segment, start, stop], 1), first)
+    return Pass(tile, spans, size, torch.stack([segment, start, stop], 1), first)

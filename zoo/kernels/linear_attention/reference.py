@@ -32,14 +32,17 @@ def forward(
         z = fk.sum(2)  # b heads d
         if before is not None:
             kv, z = (sums + (t if borders is None else t[:, :, s]) for sums, t in zip((kv, z), before, strict=True))
-        by_kv, by_z = (t[s] if isinstance(t, Tensor) and t.ndim else t for t in divisors)
-        out = numerator_q @ kv / by_kv
-        outs.append(out if by_z is None else out / ((fq @ z[..., None]) / by_z + eps))
+        out, by_z = numerator_q @ kv / _of_segment(divisors[0], s), divisors[1]
+        outs.append(out if by_z is None else out / ((fq @ z[..., None]) / _of_segment(by_z, s) + eps))
         kvs.append(kv)
         zs.append(z)
     wide = torch.promote_types(q.dtype, torch.float32)
     kv, z = (kvs[0], zs[0]) if borders is None else (torch.stack(kvs, 2), torch.stack(zs, 2))
     return torch.cat(outs, 2).to(q.dtype), kv.to(wide), z.to(wide)
+
+
+def _of_segment(divisor: Tensor | float, s: int) -> Tensor | float:
+    return divisor[s] if isinstance(divisor, Tensor) and divisor.ndim else divisor
 
 
 def _map(x: Tensor, feature_map: str, axis: int) -> Tensor:

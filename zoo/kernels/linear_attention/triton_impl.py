@@ -221,7 +221,7 @@ def _sum(
         return out.zero_()
     how, other = plan(x, max(d, e), cu_seqlens, least=16), x if x2 is None else x2
     part = out if how.spans == 1 else out.new_empty(b, heads, how.spans, length)
-    tile_d, tile_e = (min(how.tiles.sums, max(16, triton.next_power_of_2(width))) for width in (d, e))
+    tile_d, tile_e = (min(how.tile.sums, max(16, triton.next_power_of_2(width))) for width in (d, e))
     if out.numel():
         _sum_kernel[how.spans * b * heads, triton.cdiv(d, tile_d), triton.cdiv(e, tile_e)](
             x, other, y, w, wz, part, how.order, *x.stride(), *other.stride(), *y.stride(),
@@ -313,11 +313,11 @@ def _options(dtype, how: Pass, d: int, e: int, feature_map: str, x2: Tensor | No
         "SPLIT": x2 is not None,
         "SEGMENTED": how.order is not None,
         "PRECISION": _PRECISION[dtype],
-        "N": how.tiles.rows,
+        "N": how.tile.rows,
         "D": max(16, triton.next_power_of_2(d)),
-        "E": min(how.tiles.side, max(16, triton.next_power_of_2(e))),
-        "num_warps": how.tiles.warps,
-        "num_stages": how.tiles.stages,
+        "E": min(how.tile.side, max(16, triton.next_power_of_2(e))),
+        "num_warps": how.tile.warps,
+        "num_stages": how.tile.stages,
     }
 
 

@@ -123,16 +123,15 @@ def _geometry(
         raise ValueError(f"neighborhood_attention: edge must be clamp or truncate, got {edge!r}")
     if (kernel is None) == (radius is None):
         raise ValueError(f"neighborhood_attention: one of kernel and radius must be given, got {kernel=}, {radius=}")
-    if shape == "circle" and not (edge == "truncate" and isinstance(radius, int) and radius > 0):
+    circle = radius if shape == "circle" and isinstance(radius, int) else 0
+    if shape == "circle" and not (edge == "truncate" and circle > 0):
         raise ValueError(
             "neighborhood_attention: a circle must have edge='truncate' and one radius of at least 1, "
             f"got {edge=}, {radius=}"
         )
     ndim = len(grid)
-    causal, dilation, stride = (
-        _per_axis(name, value, ndim, least)
-        for name, value, least in (("causal", causal, 0), ("dilation", dilation, 1), ("stride", stride, 1))
-    )
+    causal = tuple(map(bool, _per_axis("causal", causal, ndim, 0)))
+    dilation, stride = _per_axis("dilation", dilation, ndim, 1), _per_axis("stride", stride, ndim, 1)
     if radius is not None:
         more = shape == "box"
         kernel = tuple(
@@ -142,8 +141,8 @@ def _geometry(
     kernel = _per_axis("kernel", kernel, ndim, 1)
     if any(s > size for s, size in zip(stride, kernel, strict=True)):
         raise ValueError(f"neighborhood_attention: stride must be at most the kernel {kernel}, got {stride}")
-    axes = zip(grid, kernel, dilation, stride, map(bool, causal), [edge == "clamp"] * ndim, strict=True)
-    return Geometry(tuple(Axis(*axis) for axis in axes), radius if shape == "circle" else 0)
+    axes = zip(grid, kernel, dilation, stride, causal, [edge == "clamp"] * ndim, strict=True)
+    return Geometry(tuple(Axis(*axis) for axis in axes), circle)
 
 
 def _per_axis(name: str, value: int | tuple[int, ...] | None, ndim: int, least: int) -> tuple[int, ...]:

@@ -1,9 +1,8 @@
-"""What a launch of the GPU kernels needs: tile sizes by chip, and the geometry as one tensor of integers."""
+"""What a launch of the GPU kernels needs: sizes of its tiles, and the geometry as one tensor of integers."""
 
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,33 +10,13 @@ from torch import Tensor
 from zoo.kernels.chips import tuned
 
 from .plan import Axis, Geometry, key_tiles, query_tiles, spans
+from .tuning import TILES
 
 # Where the plan holds what, three numbers each: steps between tokens, reach of the bias, numbers of query tiles and of
 # key tiles, then the places of the tables of windows, of query tiles and of key tiles.
 PLACES = 0, 3, 6, 12, 15
 _HEADER = 21
 _LEAST = 16  # tokens of a tile that tl.dot takes
-
-
-class _Settings(NamedTuple):
-    queries: int  # of a tile
-    keys: int
-    num_warps: int
-    num_stages: int
-
-
-_QUERIES = {128: _Settings(128, 64, 8, 2), 256: _Settings(64, 64, 8, 2), 1024: _Settings(32, 16, 4, 1)}
-_KEYS = {
-    128: _Settings(32, 64, 4, 2),
-    256: _Settings(32, 64, 8, 2),
-    512: _Settings(16, 32, 4, 1),
-    1024: _Settings(16, 16, 4, 1),
-}
-# By chip, pass, and bytes of a head of one token: found by compiling, nothing spills at 64 and 128 in bf16.
-_TUNED = {
-    80: {"forward": _QUERIES, "queries": _QUERIES, "keys": _KEYS},
-    90: {"forward": _QUERIES | {256: _Settings(128, 64, 8, 2)}, "queries": _QUERIES, "keys": _KEYS},
-}
 
 
 class Launch:
@@ -61,11 +40,11 @@ class Launch:
     ) -> None:
         d, e = q.shape[3], v.shape[3]
         wide = [max(16, _power_of_2(width)) for width in (d, e)]
-        by_size = tuned(_TUNED, q)[name]
-        settings = by_size[min(size for size in by_size if size >= max(wide) * q.element_size())]
+        by_size = tuned(TILES, q)[name]
+        tile = by_size[min(size for size in by_size if size >= max(wide) * q.element_size())]
         axes = (Axis(1, 1, 1, 1, False, True),) * (3 - len(geometry.axes)) + geometry.axes
         smaller = 1 if table is None or name == "keys" else 2  # the addresses of biases take registers
-        own, other = (_sides(axes, size // smaller) for size in settings[:2])
+        own, other = (_sides(axes, size // smaller) for size in (tile.queries, tile.keys))
         self.plan, self.query_tiles, self.key_tiles = _plan(axes, own, other, q.device)
         self.keys, self.lengths = prod(other), [axis.length for axis in axes[1:]]
         self.radius2 = geometry.radius**2 or None
@@ -75,7 +54,7 @@ class Launch:
         self.constants = self.widths | {"T": own, "K": other, "NDIM": len(geometry.axes)}
         # Circles lie inside their boxes, but for those that end at the query.
         self.constants["BOUNDS"] = not geometry.radius or any(axis.causal for axis in axes)
-        self.options = {"num_warps": settings.num_warps, "num_stages": settings.num_stages}
+        self.options = {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def in_rows(x: Tensor | None) -> Tensor | None:

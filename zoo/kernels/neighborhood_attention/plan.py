@@ -45,7 +45,7 @@ class Geometry(NamedTuple):
         """The inverse of `pack`."""
         *flat, radius = numbers
         width = len(Axis._fields)
-        return Geometry(tuple(Axis(*flat[i : i + width]) for i in range(0, len(flat), width)), radius)
+        return Geometry(tuple(Axis._make(flat[i : i + width]) for i in range(0, len(flat), width)), radius)
 
 
 class Spans(NamedTuple):

@@ -182,7 +182,8 @@ def _places(geometry: Geometry, alike: tuple[Run, ...]) -> tuple[Tensor, Tensor,
 
 def _counts(x: Tensor, block: _Block) -> tuple[int, int, int]:
     """Images, heads and tiles of a block."""
-    return *x[block.images, block.heads].shape[:2], len(block.queries)
+    images, heads = x[block.images, block.heads].shape[:2]
+    return images, heads, len(block.queries)
 
 
 def _take(x: Tensor, block: _Block, index: Tensor) -> Tensor:

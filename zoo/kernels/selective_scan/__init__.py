@@ -105,9 +105,7 @@ def selective_scan(
     else:
         from .triton_impl import forward
 
-    def tokens(x: Tensor | None) -> Tensor | None:  # b r d n, without a copy where paths share
-        if x is None:
-            return None
+    def tokens(x: Tensor) -> Tensor:  # b r d n, without a copy where paths share
         return x.unflatten(1, (-1, e // paths)).expand(-1, paths, -1, -1).reshape(b, groups, e // groups, n)
 
     def weights(x: Tensor) -> Tensor:  # b r s n, or r d s
@@ -116,8 +114,8 @@ def selective_scan(
         x = x[:, None] if x.ndim == 3 else x
         return x[:, :, None].expand(-1, -1, groups // x.shape[1], -1, -1).flatten(1, 2)
 
-    def channels(x: Tensor | None, axis: int = 0) -> Tensor | None:  # r d, or b r d s
-        return None if x is None else x.unflatten(axis, (groups, -1))
+    def channels(x: Tensor, axis: int = 0) -> Tensor:  # r d, r d s, or b r d s
+        return x.unflatten(axis, (groups, -1))
 
     y, state = forward(
         tokens(u),
@@ -125,10 +123,10 @@ def selective_scan(
         channels(A),
         weights(B),
         weights(C),
-        channels(D),
-        tokens(z),
-        channels(delta_bias),
-        channels(initial_state, 1),
+        None if D is None else channels(D),
+        None if z is None else tokens(z),
+        None if delta_bias is None else channels(delta_bias),
+        None if initial_state is None else channels(initial_state, 1),
         None if orders is None else orders.long().repeat_interleave(groups // paths, 0),  # r n
         delta_softplus,
         chunk,

@@ -78,7 +78,7 @@ def _scan(
                 hs = _states(now, h, a, x, steps)
                 h = hs[-1].clone()
                 y = _output(now, hs)
-                block.write(out, i, y if z is None else y.mul_(F.silu(now.z)))
+                block.write(out, i, y if now.z is None else y.mul_(F.silu(now.z)))
             state[block.place] = h
     return out.permute(0, 2, 3, 1), _from_pieces(state, b, r), states
 
@@ -247,11 +247,12 @@ class _Block(NamedTuple):
     ) -> _Given:
         wide = _wide(u)
         of_path = lambda x: torch.stack([x[r, self.channels].to(wide) for _, r in self.pieces]).mT  # p d or p s d
-        tokens = (None if x is None else self.tokens(x, wide, self.channels) for x in (delta, u, z))
+        delta, u = (self.tokens(x, wide, self.channels) for x in (delta, u))
+        z = None if z is None else self.tokens(z, wide, self.channels)
         rates = of_path(A).contiguous()
         B, C = (of_path(x) if x.ndim == 3 else self.tokens(x, wide, slice(None))[..., None] for x in (B, C))
         D, delta_bias = (None if x is None else of_path(x[..., None])[:, 0] for x in (D, delta_bias))
-        return _Given(*tokens, rates, rates / log(2), B, C, D, delta_bias, softplus)
+        return _Given(delta, u, z, rates, rates / log(2), B, C, D, delta_bias, softplus)
 
     def tokens(self, x: Tensor, dtype: torch.dtype, channels: slice) -> Tensor:
         """Vectors (n, p, *) of tokens (b, r, *, n)."""

@@ -10,7 +10,7 @@ Registered as `zoo::selective_scan_triton`, so that torch.compile sees one node.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -20,19 +20,7 @@ from torch import Tensor
 from zoo.kernels.chips import tuned
 from zoo.kernels.rounding import narrow
 
-
-class _Tile(NamedTuple):
-    """Values in a tile, and warps: of the forward and the carry, then of the second backward kernel."""
-
-    values: int
-    warps: int
-    back_values: int
-    back_warps: int
-
-
-_VALUES = 1024  # states and tokens in a tile of one channel, if that leaves 16 to 64 tokens
-_TILES = {80: _Tile(2048, 4, 1024, 4), 100: _Tile(2048, 8, 1024, 4)}  # eight warps: four spill at 32 states
-_PROGRAMS = 512  # of the second backward kernel, where the problem has them: four for each multiprocessor of an H100
+from .tuning import PROGRAMS, TILES, VALUES
 
 
 @triton.jit
@@ -278,7 +266,7 @@ def forward(
     floats = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats)
     n, states = delta.shape[3], triton.next_power_of_2(A.shape[2])
-    size = chunk or max(16, min(64, _VALUES // states))
+    size = chunk or max(16, min(64, VALUES // states))
     return _scan(*floats, orders, softplus, min(size, triton.next_power_of_2(max(n, 1))), keep)[:2]
 
 
@@ -293,7 +281,7 @@ def _scan(
     A, D, delta_bias, initial_state, orders = _plain(u, A, D, delta_bias, initial_state, orders)
     y, last = u.new_empty(b, r, d, n), A.new_empty(b, r, d, s)
     states = A.new_empty(triton.cdiv(n, chunk) if keep else 0, b * r, d, s)
-    tile = tuned(_TILES, u)
+    tile = tuned(TILES, u)
     shape = _shape(tile.values, d, s, chunk)
     if b:
         _forward_kernel[(b * r * triton.cdiv(d, shape["E"]),)](
@@ -320,9 +308,9 @@ def _backward(
     """Gradients of u, delta, A, B, C, D, z, delta_bias and the initial state; anything for those that are missing."""
     (b, r, d, n), s, chunks = delta.shape, A.shape[2], len(states)
     A, D, delta_bias, dlast, orders = _plain(u, A, D, delta_bias, dlast, orders)
-    tile = tuned(_TILES, u)
+    tile = tuned(TILES, u)
     shape, back = _shape(tile.values, d, s, chunk), _shape(tile.back_values, d, s, chunk)
-    share = triton.cdiv(triton.cdiv(d, back["E"]), max(1, _PROGRAMS // max(1, chunks * b * r))) * back["E"]
+    share = triton.cdiv(triton.cdiv(d, back["E"]), max(1, PROGRAMS // max(1, chunks * b * r))) * back["E"]
     shares = triton.cdiv(d, share)
     du, ddelta, dz = (x.new_empty(b, r, d, n) for x in (u, delta, u))
     dstates, dinitial = torch.empty_like(states), A.new_empty(b, r, d, s)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from zoo.kernels.rounding import INTERPRETED, narrow
 
-from .tuning import Call
+from .launches import Call
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -84,10 +84,9 @@ class SRWAB(nn.Module):
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(embed_dim)
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        width = embed_dim // 2 // 4 // 4
+        width, (h, w) = embed_dim // 2 // 4 // 4, split_size
         self.attns = nn.ModuleList(
-            RectangleAttention(num_heads // 2, width, window, shifted, mask_shift)
-            for window in (split_size, split_size[::-1])
+            RectangleAttention(num_heads // 2, width, window, shifted, mask_shift) for window in ((h, w), (w, h))
         )
         self.get_v = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
@@ -309,7 +308,7 @@ class CRAFT(nn.Module):
         split_size = (split_size_0, split_size_1)
         mean = RGB_MEAN if in_chans == 3 else (0.0,)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        for name, window in (("h", split_size), ("v", split_size[::-1])):
+        for name, window in (("h", split_size), ("v", (split_size_1, split_size_0))):
             self.register_buffer(f"relative_position_index_{name}", relative_position_index(window))
             self.register_buffer(f"biases_{name}", _offsets(window))
         self.conv_first = nn.Conv2d(in_chans, embed_dim, 3, padding=1)
