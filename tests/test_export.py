@@ -3,10 +3,12 @@ import importlib.util
 import pytest
 import torch
 
+from tests.helpers import golden, group
 from zoo import export as module
 from zoo.errors import UserError
 from zoo.export import export
 from zoo.models import create
+from zoo.models.restorers.histoformer import Histoformer
 
 HAT = {
     "family": "hat",
@@ -58,6 +60,37 @@ def test_onnx_takes_any_size_and_computes_the_same(hat, tmp_path):
     assert (torch.from_numpy(found) - expected).abs().max() < 1e-5
 
 
+SORTER = {
+    "dim": 4,
+    "num_blocks": [1] * 4,
+    "num_refinement_blocks": 1,
+    "heads": [1] * 4,
+    "ffn_expansion_factor": 2.0,
+}
+
+
+@onnx
+def test_onnx_of_a_network_that_sorts_is_the_same_where_rounding_swaps_nothing():
+    facts, tensors = golden("histoformer")
+    config = {key: value for key, value in facts["config"].items() if key not in ("out_channels", "dual_pixel_task")}
+    network = Histoformer(**config).eval()
+    network.load_state_dict(group(tensors, "weight."))
+    image = tensors["input.0"]
+    with torch.no_grad():
+        _, run = module._onnx(module._program(network, image, 8, dynamic=False))
+    assert (run(image) - tensors["output.0"]).abs().max() < 1e-4  # the golden file's tolerance
+
+
+@onnx
+def test_a_network_that_sorts_is_written_when_its_leaps_are_accepted(tmp_path):
+    torch.manual_seed(0)
+    network = create({"family": "histoformer", **SORTER})
+    with pytest.raises(UserError, match=r"differs from itself by .*: take \.pt2, or --tolerance"):
+        export(network, tmp_path / "a.onnx", size=(64, 64))
+    made = export(network, tmp_path / "a.onnx", size=(64, 64), tolerance=1.0)
+    assert 1e-4 < made.error < 4 * made.own < 4
+
+
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     network = create({"family": "plain-conv", "embed_dim": 4, "depth": 1, "num_feat": 4, "upscale": 2})
     portable = module._portable
@@ -80,15 +113,8 @@ def test_mistakes_are_one_sentence(hat, tmp_path, monkeypatch):
         export(hat, tmp_path / "a.trt")
     with pytest.raises(UserError, match="both sides must be multiples of 4 for this model, got 10x16"):
         export(hat, tmp_path / "a.pt2", size=(10, 16))
-    sorter = {
-        "dim": 2,
-        "num_blocks": [1] * 4,
-        "num_refinement_blocks": 1,
-        "heads": [1] * 4,
-        "ffn_expansion_factor": 2.0,
-    }
     with pytest.raises(UserError, match="Histoformer is exported for one size; give it"):
-        export(create({"family": "histoformer", **sorter}), tmp_path / "a.pt2")
+        export(create({"family": "histoformer", **SORTER}), tmp_path / "a.pt2")
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(FileNotFoundError, match=r"ONNX files need onnx.*pip install 'zoo\[export\]'"):
         export(hat, tmp_path / "a.onnx")
