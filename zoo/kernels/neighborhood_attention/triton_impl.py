@@ -69,12 +69,16 @@ def _boxes(first, last, S: tl.constexpr):
 
 @triton.jit
 def _box(plan, index, counts, first, last, origin, S: tl.constexpr):
-    """Coordinates of the box of that index among `counts` from `first` on; which of them are inside; their tokens."""
+    """Coordinates of the box of that index among `counts` from `first` on; which of them are inside; their tokens.
+
+    Those outside become the last ones inside, so that their windows and biases can be read too.
+    """
     lane = tl.arange(0, S[0] * S[1] * S[2])
     i0 = first[0] + index // (counts[1] * counts[2]) * S[0] + lane // (S[1] * S[2])
     i1 = first[1] + index // counts[2] % counts[1] * S[1] + lane // S[2] % S[1]
     i2 = first[2] + index % counts[2] * S[2] + lane % S[2]
     inside = (i0 < last[0]) & (i1 < last[1]) & (i2 < last[2])
+    i0, i1, i2 = tl.minimum(i0, last[0] - 1), tl.minimum(i1, last[1] - 1), tl.minimum(i2, last[2] - 1)
     token = origin + i0 * tl.load(plan + _STEPS) + i1 * tl.load(plan + _STEPS + 1) + i2 * tl.load(plan + _STEPS + 2)
     return (i0, i1, i2), inside, token
 
@@ -90,15 +94,14 @@ def _across(i):
 
 
 @triton.jit
-def _window(plan, i, inside, AXIS: tl.constexpr):
+def _window(plan, i, AXIS: tl.constexpr):
     row = plan + tl.load(plan + _WINDOWS + AXIS) + 4 * i
-    start, stop = tl.load(row, inside, 0), tl.load(row + 1, inside, 0)
-    return start, stop, tl.load(row + 2, inside, 0), tl.load(row + 3, inside, 0)
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
 
 
 @triton.jit
-def _windows(plan, i, inside):
-    return _window(plan, i[0], inside, 0), _window(plan, i[1], inside, 1), _window(plan, i[2], inside, 2)
+def _windows(plan, i):
+    return _window(plan, i[0], 0), _window(plan, i[1], 1), _window(plan, i[2], 2)
 
 
 @triton.jit
@@ -156,7 +159,7 @@ def _query_kernel(
     tile, head, image = _program(tiles, heads)
     begin, end, first, last, origin = _tiles(plan, tile, False)
     i, own, token = _box(plan, 0, (1, 1, 1), begin, end, origin, T)
-    windows = _windows(plan, _down(i), own[:, None])
+    windows = _windows(plan, _down(i))
     qs = _rows(q + image * q0 + head * q1, token, own, q2, D, BD)
     k += image * k0 + head * k1
     v += image * v0 + head * v1
@@ -177,8 +180,7 @@ def _query_kernel(
     for it in range(counts[0] * counts[1] * counts[2]):
         j, inside, at = _box(plan, it, counts, first, last, origin, K)
         ks, vs = _rows(k, at, inside, k2, D, BD), _rows(v, at, inside, v2, E, BE)
-        both = own[:, None] & inside[None, :]  # others have no row in the table
-        seen, row = _pairs(plan, radius2, windows, _down(i), _across(j), both, NDIM, BOUNDS)
+        seen, row = _pairs(plan, radius2, windows, _down(i), _across(j), inside[None, :], NDIM, BOUNDS)
         logits = _biased(_dot(qs, tl.trans(ks)) * (scale * _LOG2E), table, seen, row)
         acc, top, total = _step(acc, top, total, logits, ks, vs, dos, drop, GRAD)
     if extra_k is not None:
@@ -235,9 +237,8 @@ def _key_kernel(
             own, seen, row = token < end, inside[:, None], 0
         else:
             i, own, token = _box(plan, it, counts, first, last, origin, T)
-            windows = _windows(plan, _across(i), own[None, :])
-            both = own[None, :] & inside[:, None]
-            seen, row = _pairs(plan, radius2, windows, _across(i), _down(j), both, NDIM, BOUNDS)
+            windows = _windows(plan, _across(i))
+            seen, row = _pairs(plan, radius2, windows, _across(i), _down(j), inside[:, None], NDIM, BOUNDS)
         qs, dos = _rows(q, token, own, q2, D, BD), _rows(dout, token, own, do2, E, BE)
         top = tl.load(lse + token, mask=own, other=float("inf")) * _LOG2E
         logits = _biased(_dot(ks, tl.trans(qs)) * (scale * _LOG2E), table, seen, row)  # m n
@@ -268,11 +269,12 @@ def _bias_kernel(
     v += image * v0 + head * v1
     dout += image * do0 + head * do1
     acc, stat = tl.zeros([M], tl.float32), (image * heads + head) * n
-    for it in range(begin, tl.minimum(begin + CHUNK, n), M):
+    end = tl.minimum(begin + CHUNK, n)
+    for it in range(begin, end, M):
         lane = it + tl.arange(0, M)
-        own = lane < tl.minimum(begin + CHUNK, n)
+        own, lane = lane < end, tl.minimum(lane, end - 1)
         i0, i1, i2 = lane // L2 // L1, lane // L2 % L1, lane % L2
-        windows, j = _windows(plan, (i0, i1, i2), own), (i0 + by0, i1 + by1, i2 + by2)
+        windows, j = _windows(plan, (i0, i1, i2)), (i0 + by0, i1 + by1, i2 + by2)
         seen, _ = _pairs(plan, radius2, windows, (i0, i1, i2), j, own, 3, True)
         token = windows[0][3] + windows[1][3] + windows[2][3]
         ks, vs = _rows(k, token + away, seen, k2, D, BD), _rows(v, token + away, seen, v2, E, BE)
