@@ -272,7 +272,7 @@ def _bias_kernel(
     end = tl.minimum(begin + CHUNK, n)
     for it in range(begin, end, M):
         lane = it + tl.arange(0, M)
-        own, lane = lane < end, tl.minimum(lane, end - 1)
+        own, lane = lane < end, tl.minimum(lane, n - 1)
         i0, i1, i2 = lane // L2 // L1, lane // L2 % L1, lane % L2
         windows, j = _windows(plan, (i0, i1, i2)), (i0 + by0, i1 + by1, i2 + by2)
         seen, _ = _pairs(plan, radius2, windows, (i0, i1, i2), j, own, 3, True)
