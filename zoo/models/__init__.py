@@ -232,8 +232,8 @@ def detect(state_dict: "Mapping[str, Tensor]") -> tuple[str, dict[str, Any]]:
         try:
             found = lookup(family).detect(state_dict)
         except KeyError as error:
-            raise UserError(f"weights look like {family!r} but lack {error}; fetch the file again") from error
-        except (IndexError, ValueError, ZeroDivisionError) as error:
+            raise UserError(f"weights look like {family!r} but lack {error.args[0]}; fetch the file again") from error
+        except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"weights look like {family!r} but are misshaped; fetch the file again") from error
         if found is not None:
             return family, found

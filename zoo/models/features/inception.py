@@ -146,7 +146,7 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     if "Mixed_7c.branch3x3dbl_3b.conv.weight" not in state_dict:
         return None
     if "fc.weight" in state_dict and len(state_dict["fc.weight"]) != _CLASSES:
-        raise ValueError(f"fc.weight, which has {_CLASSES} rows in the graph that FID is measured with")
+        raise KeyError(f"fc.weight, which has {_CLASSES} rows in the graph that FID is measured with")
     return {}
 
 
