@@ -24,6 +24,22 @@ def test_matlab_protocol_rounds_luma():
     assert MatlabProtocol(0).psnr(gray / 255, gray) == math.inf
 
 
+def test_histoformer_protocol_is_what_its_script_computes():
+    metrics = pytest.importorskip("skimage.metrics")
+    restored, gt = (noise(3, 30, 26, seed=n).mul(255).round() / 255 for n in (0, 1))
+    restored = (0.9 * gt + 0.1 * restored).mul(255).round() / 255
+    weights = torch.tensor([24.966, 128.553, 65.481], dtype=torch.float64)  # of red, green, blue: cv2 reads BGR
+    lumas = [(torch.einsum("chw,c->hw", x.double(), weights) + 16).div(255).numpy() for x in (restored, gt)]
+    protocol = protocol_of("histoformer", 1)
+    assert protocol.psnr(restored, gt) == pytest.approx(metrics.peak_signal_noise_ratio(*lumas, data_range=1), abs=1e-5)
+    expected = metrics.structural_similarity(*lumas, win_size=11, data_range=1)
+    assert protocol.ssim(restored, gt) == pytest.approx(expected, abs=1e-7)
+    assert abs(protocol.psnr(restored, gt) - Protocol(y_channel=True).psnr(restored, gt)) > 0.01
+    assert protocol.psnr(gt, gt) == math.inf
+    with pytest.raises(UserError, match="11 pixels a side"):
+        protocol.ssim(gt[:, :9], gt[:, :9])
+
+
 @pytest.mark.parametrize(
     ("name", "upscale", "label", "other"),
     [
@@ -31,6 +47,7 @@ def test_matlab_protocol_rounds_luma():
         ("basicsr", 1, "PSNR-RGB, crop 0, uint8", "PSNR-Y, crop 0, uint8"),
         ("rgb", 2, "PSNR-RGB, crop 2, uint8", "PSNR-Y, crop 2, uint8"),
         ("matlab", 3, "PSNR-Y rounded, crop 3, uint8", "PSNR-RGB, crop 3, uint8"),
+        ("histoformer", 1, "PSNR-Y of BGR, crop 0, uint8", "PSNR-RGB, crop 0, uint8"),
     ],
 )
 def test_the_other_colour_space_has_the_same_border(name, upscale, label, other):

@@ -29,7 +29,7 @@ _KEYS = {  # of a recipe: type, and how an error calls it
     "template": (str, "a name with {} in it"),
     "upscale": (int, "a whole number"),
     "degradation": (str, "a text such as bicubic+jpeg75, or a list of them"),
-    "protocol": (str, "basicsr, rgb or matlab"),
+    "protocol": (str, "basicsr, rgb, matlab or histoformer"),
 }
 _DEFAULTS = {"data": "photos", "split": "valid", "degradation": "bicubic", "protocol": "basicsr"}
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lq", metavar="DIR", help="degraded images, where they lie in no known layout")
     parser.add_argument("--template", metavar="T", help="name of an lq file for {}, the gt name, such as {}x4")
     parser.add_argument("--upscale", type=int, metavar="N", help="gt size over lq size; default: that of the model")
-    parser.add_argument("--protocol", metavar="P", help="basicsr (default), rgb or matlab")
+    parser.add_argument("--protocol", metavar="P", help="basicsr (default), rgb, matlab, histoformer")
     parser.add_argument("--jpeg", type=int, metavar="Q", help="save the input as JPEG of this quality first")
     parser.add_argument("--noise", type=float, metavar="S", help="add Gaussian noise of S/255 to the input first")
     parser.add_argument("--ensemble", action="store_true", help="mean over 8 flips and turns of every input")

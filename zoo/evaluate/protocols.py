@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo import shipped
 from zoo.data.layouts import same_set
@@ -13,7 +14,8 @@ from zoo.errors import UserError, nearest
 from zoo.metrics import lpips
 from zoo.metrics.psnr_ssim import Image, Protocol, eight_bit, rgb_to_y
 
-PROTOCOLS = ("basicsr", "rgb", "matlab")
+PROTOCOLS = ("basicsr", "rgb", "matlab", "histoformer")
+_TAPS = 11  # of the histoformer protocol's SSIM
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,40 @@ class MatlabProtocol(Protocol):
         return Protocol(self.crop_border).ssim(_rounded_luma(restored), _rounded_luma(gt))
 
 
+@dataclass(frozen=True)
+class SwappedProtocol(Protocol):
+    """As Histoformer's tables: luma whose red and blue have each other's weights, compared at a range of 1.
+
+    Luma spans 219 of 255 levels there, and SSIM has a uniform window of 11 pixels, as scikit-image's.
+    Source: sunshangquan/Histoformer Allweather/compute_psnr.py.
+    """
+
+    def label(self, metric: str = "PSNR") -> str:
+        """Name of the number, such as "PSNR-Y of BGR, crop 0, uint8"."""
+        return f"{metric}-Y of BGR, crop {self.crop_border}, uint8"
+
+    def __str__(self) -> str:
+        """The label of PSNR."""
+        return self.label()
+
+    def psnr(self, restored: Image, gt: Image) -> float:
+        """PSNR of the swapped lumas."""
+        error = (_swapped_luma(restored) - _swapped_luma(gt)).square().mean()
+        return float(-10 * error.log10())
+
+    def ssim(self, restored: Image, gt: Image) -> float:
+        """SSIM of the swapped lumas, variances of samples."""
+        a, b = _swapped_luma(restored), _swapped_luma(gt)
+        if min(a.shape[1:]) < _TAPS:
+            raise UserError(f"ssim: images need {_TAPS} pixels a side; leave smaller ones out")
+        mean_a, mean_b, mean_aa, mean_bb, mean_ab = (F.avg_pool2d(x, _TAPS, 1) for x in (a, b, a * a, b * b, a * b))
+        sample = _TAPS**2 / (_TAPS**2 - 1)
+        spread = sample * (mean_aa - mean_a**2 + mean_bb - mean_b**2)
+        covariance = sample * (mean_ab - mean_a * mean_b)
+        luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+        return float((luminance * (2 * covariance + 0.03**2) / (spread + 0.03**2)).mean())
+
+
 def protocol_of(name: str, upscale: int) -> Protocol:
     """The protocol that a word of PROTOCOLS means.
 
@@ -48,6 +84,8 @@ def protocol_of(name: str, upscale: int) -> Protocol:
     border = upscale if upscale > 1 else 0
     if name == "matlab":
         return MatlabProtocol(border, y_channel=True)
+    if name == "histoformer":
+        return SwappedProtocol(y_channel=True)
     return Protocol(border, y_channel=name == "basicsr" and upscale > 1)
 
 
@@ -150,7 +188,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 def _other(protocol: Protocol) -> Protocol:
     """The same in RGB instead of Y, or the other way round."""
-    if isinstance(protocol, MatlabProtocol):
+    if isinstance(protocol, MatlabProtocol | SwappedProtocol):
         return Protocol(protocol.crop_border)
     return replace(protocol, y_channel=not protocol.y_channel)
 
@@ -167,3 +205,9 @@ def _rounded_luma(image: Image) -> Tensor:
     """uint8 (1, h, w); a gray image as it is."""
     levels = eight_bit(torch.as_tensor(image))
     return rgb_to_y(levels.double() / 255).round().to(torch.uint8) if levels.shape[0] == 3 else levels
+
+
+def _swapped_luma(image: Image) -> Tensor:
+    """float64 (1, h, w), 16/255 to 235/255; of a gray image the same as of one with three such channels."""
+    levels = eight_bit(torch.as_tensor(image)).double() / 255
+    return rgb_to_y(levels.flip(0).expand(3, -1, -1)) / 255

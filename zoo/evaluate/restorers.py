@@ -149,7 +149,8 @@ class Trial:
         upscale: gt size over lq size; None = that of the models.
         degradation: "bicubic" (with upscale 1: nothing), or steps after it such as "bicubic+jpeg75", "noise25", "rain"
             or "snow22" (dB); applied to given lq files too.
-        protocol: "basicsr" (Y for super-resolution, RGB at upscale 1; border = upscale), "rgb" or "matlab".
+        protocol: "basicsr" (Y for super-resolution, RGB at upscale 1; border = upscale), "rgb", "matlab" or
+            "histoformer" (the tables of its paper).
         split: "train" or "valid", where the data have both.
         lq: folder of degraded images, where no known layout says it.
         template: lq name for a gt name, such as "{}x4".
