@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.sorting import stable_sort
 from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count
 
 _LEVELS = 4
@@ -28,7 +29,8 @@ _ALL = slice(None)
 
 def _matrix(conv: nn.Conv2d, features: Tensor, rows: slice = _ALL) -> Tensor:
     """A 1x1 convolution as one matrix product, (b, c, ...) -> (b, c', ...); some of its output channels."""
-    out = conv.weight[rows, :, 0, 0] @ features.flatten(2)  # b c' n
+    matrix = conv.weight[rows, :, 0, 0].expand(len(features), -1, -1)  # b c' c; not broadcast, which would copy maps
+    out = torch.bmm(matrix, features.flatten(2))  # b c' n
     out = out if conv.bias is None else out + conv.bias[rows, None]
     return out.unflatten(2, features.shape[2:])
 
@@ -93,7 +95,7 @@ class Attention_histogram(nn.Module):
         return torch.cat([torch.zeros_like(rows).scatter(2, by_row, rows), out[:, half:]], 1)
 
     def _sort(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        return torch.sort(x, dim=axis, stable=self.stable_sort)
+        return stable_sort(x, axis) if self.stable_sort else torch.sort(x, dim=axis)
 
     def _attended(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """The product of both attentions, sorted, and the place of each pixel, (b, c, n)."""
