@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from restorer_cases import Forwards, attend, cut, merge, position_bias
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from restorer_cases import Forwards, attend, cut, merge, position_bias
 from zoo.layers.pointwise import Pointwise
 from zoo.models.restorers import craft
 

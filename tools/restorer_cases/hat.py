@@ -1,10 +1,10 @@
 """HAT as XPixelGroup/HAT computes it: hat/archs/hat_arch.py."""
 
 import torch
-from restorer_cases import Forwards, attend, cut, merge, position_bias
 from torch import Tensor
 from torch.nn import functional as F
 
+from restorer_cases import Forwards, attend, cut, merge, position_bias
 from zoo.models.restorers import hat
 
 Grid = tuple[int, int]
@@ -22,9 +22,7 @@ def network(self: hat.HAT, lq: Tensor) -> Tensor:
     return self.conv_last(self.upsample(self.conv_before_upsample(deep))) / self.img_range + self.mean
 
 
-def rhag(
-    self: hat.RHAG, tokens: Tensor, grid: Grid, index_self: tuple[Tensor, Tensor], index_cross: Tensor
-) -> Tensor:
+def rhag(self: hat.RHAG, tokens: Tensor, grid: Grid, index_self: tuple[Tensor, Tensor], index_cross: Tensor) -> Tensor:
     """The residual group, its convolution on a copy with channels first."""
     out = self.residual_group(tokens, grid, index_self, index_cross)
     return self.conv(_image(out, grid)).flatten(2).transpose(1, 2) + tokens

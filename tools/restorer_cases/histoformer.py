@@ -1,10 +1,10 @@
 """Histoformer as sunshangquan/Histoformer computes it: basicsr/models/archs/histoformer_arch.py."""
 
 import torch
-from restorer_cases import Forwards
 from torch import Tensor
 from torch.nn import functional as F
 
+from restorer_cases import Forwards
 from zoo.models.restorers import histoformer
 
 

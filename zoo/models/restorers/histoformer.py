@@ -42,6 +42,21 @@ def _depthwise(conv: nn.Conv2d, features: Tensor, rows: slice) -> Tensor:
     return F.conv2d(features, conv.weight[rows], bias, 1, padding, dilation, features.shape[1])  # pyright: ignore
 
 
+def _by_phase(parameter: Tensor | None, rows: slice) -> Tensor | None:
+    """The same for each of four phases."""
+    return None if parameter is None else parameter[rows].repeat_interleave(4, 0)
+
+
+def _taps() -> Tensor:
+    """Which of 25 taps leads from a phase of a pixel in 3x3 to a phase of the middle one; 25 = none. (4 4 3 3,)."""
+    to, place, of = torch.arange(2)[:, None, None], torch.arange(-1, 2)[None, None], torch.arange(2)[None, :, None]
+    steps = 2 * place + of - to + 2  # to of place; 0 to 4 along one axis
+    inside = (steps >= 0) & (steps < 5)
+    rows, columns = steps[:, None, :, None, :, None], steps[None, :, None, :, None, :]
+    reached = inside[:, None, :, None, :, None] & inside[None, :, None, :, None, :]
+    return torch.where(reached, 5 * rows + columns, 25).flatten()
+
+
 def _parts(first: int, last: int) -> list[slice]:
     """Channels from `first` to before `last`, some at a time."""
     return [slice(start, min(start + _AT_ONCE, last)) for start in range(first, last, _AT_ONCE)]
@@ -59,8 +74,9 @@ class LayerNorm(nn.Module):
         self.centre = kind == "WithBias"
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
-        spread, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
-        return (features - mean if self.centre else features) * torch.rsqrt(spread + 1e-5)
+        centred = features - features.mean(1, keepdim=True)  # var_mean is four times as slow along this axis
+        spread = centred.square().mean(1, keepdim=True)
+        return (centred if self.centre else features) * torch.rsqrt(spread + 1e-5)
 
 
 class Attention_histogram(nn.Module):
@@ -122,11 +138,11 @@ class Attention_histogram(nn.Module):
                 for part in _parts(own.start, own.stop):
                     found = self._projected(mixed, place + 1, part).gather(2, order[:, part])
                     keys[:, part.start - own.start : part.stop - own.start] = found
-                k, v = F.normalize(self._split(keys, bins, 1), dim=3), self._split(values[:, own], bins, 1)
+                k, v = self._split(keys, bins, 1), self._split(values[:, own], bins, 1)
                 del keys
                 for part in _parts(own.start, own.stop):
                     q = self._projected(mixed, place, part).gather(2, order[:, part])
-                    q = F.normalize(self._split(q, bins, 1), dim=3)
+                    q = self._split(q, bins, 1)
                     product[:, part] *= self._weighed(q, k, v, self.temperature[head : head + 1], bins)[:, :, : h * w]
         return product, order
 
@@ -146,11 +162,12 @@ class Attention_histogram(nn.Module):
         """
         n = v.shape[2]
         q, k, v = (self._split(x, bins, self.num_heads) for x in (q, k, v))  # b heads (c parts) m
-        return self._weighed(F.normalize(q, dim=3), F.normalize(k, dim=3), v, self.temperature, bins)[:, :, :n]
+        return self._weighed(q, k, v, self.temperature, bins)[:, :, :n]
 
     def _weighed(self, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bins: bool) -> Tensor:
-        """Tokens of unit length, b heads (c parts) m -> sorted pixels (b, c, n) with those that fill the last part."""
-        logits = q @ k.mT * temperature
+        """Tokens b heads (c parts) m -> sorted pixels (b, c, n) with those that fill the last part."""
+        across, along = (x.norm(dim=3, keepdim=True).clamp(min=1e-12) for x in (q, k))
+        logits = q @ k.mT / across / along.mT * temperature  # of tokens of unit length, which need not be there
         weights = logits.to(torch.promote_types(q.dtype, torch.float32)).exp()
         weights = (weights / (1 + weights.sum(3, keepdim=True))).to(v.dtype)  # what is left over looks at nothing
         out = (weights @ v).unflatten(2, (-1, self.num_heads))  # b heads c parts m
@@ -166,7 +183,11 @@ class Attention_histogram(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Dual-scale gated feed-forward: at twice the resolution, a 5x5 view gated by a dilated 3x3 one."""
+    """Dual-scale gated feed-forward: at twice the resolution, a 5x5 view gated by a dilated 3x3 one.
+
+    Nothing is there at twice the resolution. A pixel of it is one of four phases of a pixel here: the dilated
+    convolution sees its own phase only, as a plain 3x3 one, and the 5x5 one sees four phases in 3x3 pixels.
+    """
 
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -176,26 +197,29 @@ class FeedForward(nn.Module):
         self.dwconv_5 = nn.Conv2d(wide, wide, 5, padding=2, groups=wide, bias=bias)
         self.dwconv_dilated2_1 = nn.Conv2d(wide, wide, 3, padding=2, groups=wide, dilation=2, bias=bias)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+        self.register_buffer("taps", _taps(), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
-        if self.sparing:
-            return self._sparingly(features)
-        value, gate = F.pixel_shuffle(_matrix(self.project_in, features), 2).chunk(2, 1)
-        gated = F.mish(self.dwconv_dilated2_1(gate)) * self.dwconv_5(value)
-        return _matrix(self.project_out, F.pixel_unshuffle(gated, 2))
-
-    def _sparingly(self, features: Tensor) -> Tensor:
-        """The same, some channels at a time; only what goes into the last projection is there as a whole."""
+        parts = _parts(0, self.wide) if self.sparing else [slice(0, self.wide)]
+        if len(parts) == 1:
+            return _matrix(self.project_out, self._gated(features, parts[0]))
         b, _, h, w = features.shape
         gated = features.new_empty(b, 4 * self.wide, h, w)
-        for part in _parts(0, self.wide):
-            value, gate = (
-                F.pixel_shuffle(_matrix(self.project_in, features, slice(4 * start, 4 * stop)), 2)
-                for start, stop in ((part.start, part.stop), (self.wide + part.start, self.wide + part.stop))
-            )
-            value = F.mish(_depthwise(self.dwconv_dilated2_1, gate, part)) * _depthwise(self.dwconv_5, value, part)
-            gated[:, 4 * part.start : 4 * part.stop] = F.pixel_unshuffle(value, 2)
+        for part in parts:  # only what goes into the last projection is there as a whole
+            gated[:, 4 * part.start : 4 * part.stop] = self._gated(features, part)
         return _matrix(self.project_out, gated)
+
+    def _gated(self, features: Tensor, part: slice) -> Tensor:
+        """Some channels of what goes into the last projection; of every four, each is a phase."""
+        value, gate = (
+            _matrix(self.project_in, features, slice(4 * (first + part.start), 4 * (first + part.stop)))
+            for first in (0, self.wide)
+        )
+        wide, narrow = self.dwconv_5, self.dwconv_dilated2_1
+        kernels = F.pad(wide.weight[part].flatten(1), (0, 1))[:, self.taps].view(-1, 4, 3, 3)  # (c phases) phases 3 3
+        value = F.conv2d(value, kernels, _by_phase(wide.bias, part), padding=1, groups=len(kernels) // 4)
+        kernels = _by_phase(narrow.weight, part)
+        return F.mish(F.conv2d(gate, kernels, _by_phase(narrow.bias, part), padding=1, groups=len(kernels))) * value
 
 
 class TransformerBlock(nn.Module):
