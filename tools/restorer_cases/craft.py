@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from restorer_cases import Forwards, attend, cut, merge, position_bias
-from zoo.layers.pointwise import Pointwise
 from zoo.models.restorers import craft
 
 Grid = tuple[int, int]
@@ -90,5 +89,4 @@ FORWARDS: Forwards = {
     craft.RectangleAttention: rectangle_attention,
     craft.ChannelNorm: channel_norm,
     craft.ChannelAttention: channel_attention,
-    Pointwise: nn.Conv2d.forward,
 }
