@@ -115,12 +115,15 @@ class Attention_histogram(nn.Module):
 
     def _attended(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """The product of both attentions, sorted, and the place of each pixel, (b, c, n)."""
-        b, c, h, w = mixed.shape
-        qkv = self.qkv_dwconv(_matrix(self.qkv, mixed)).view(b, 5, c, h * w)
-        values, order = self._sort(qkv[:, 4], 2)  # b c n
-        pairs = qkv[:, :4].gather(3, order[:, None].expand(-1, 4, -1, -1))  # b 4 c n
-        product = self._attend(pairs[:, 0], pairs[:, 1], values, True)
-        return product * self._attend(pairs[:, 2], pairs[:, 3], values, False), order
+        c = mixed.shape[1]
+        values, order = self._sort(self._projected(mixed, 4, slice(0, c)), 2)  # b c n
+
+        def branch(place: int, bins: bool) -> Tensor:
+            pair = self._projected(mixed, place, slice(0, 2 * c)).unflatten(1, (2, c))  # b 2 c n
+            q, k = pair.gather(3, order[:, None].expand_as(pair)).unbind(1)
+            return self._attend(q, k, values, bins)
+
+        return branch(0, True) * branch(2, False), order
 
     def _attended_sparingly(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """The same, some channels at a time; only values, keys and the product are there as a whole."""
@@ -147,7 +150,7 @@ class Attention_histogram(nn.Module):
         return product, order
 
     def _projected(self, mixed: Tensor, which: int, part: slice) -> Tensor:
-        """Channels `part` of one of q1, k1, q2, k2, v; (b, c', n)."""
+        """Channels `part` of q1, k1, q2, k2, v, counted from the first of one of them; (b, c', n)."""
         rows = slice(which * mixed.shape[1] + part.start, which * mixed.shape[1] + part.stop)
         return _depthwise(self.qkv_dwconv, _matrix(self.qkv, mixed, rows), rows).flatten(2)
 
@@ -211,15 +214,17 @@ class FeedForward(nn.Module):
 
     def _gated(self, features: Tensor, part: slice) -> Tensor:
         """Some channels of what goes into the last projection; of every four, each is a phase."""
-        value, gate = (
-            _matrix(self.project_in, features, slice(4 * (first + part.start), 4 * (first + part.stop)))
-            for first in (0, self.wide)
-        )
-        wide, narrow = self.dwconv_5, self.dwconv_dilated2_1
+        narrow, wide = self.dwconv_dilated2_1, self.dwconv_5
+        gate = self._projected(features, self.wide, part)
+        gate = F.conv2d(gate, _by_phase(narrow.weight, part), _by_phase(narrow.bias, part), 1, 1, 1, gate.shape[1])
+        gate = F.mish(gate)
+        value = self._projected(features, 0, part)
         kernels = F.pad(wide.weight[part].flatten(1), (0, 1))[:, self.taps].view(-1, 4, 3, 3)  # (c phases) phases 3 3
-        value = F.conv2d(value, kernels, _by_phase(wide.bias, part), padding=1, groups=len(kernels) // 4)
-        kernels = _by_phase(narrow.weight, part)
-        return F.mish(F.conv2d(gate, kernels, _by_phase(narrow.bias, part), padding=1, groups=len(kernels))) * value
+        return F.conv2d(value, kernels, _by_phase(wide.bias, part), 1, 1, 1, value.shape[1] // 4) * gate
+
+    def _projected(self, features: Tensor, first: int, part: slice) -> Tensor:
+        """All phases of some channels, counted from `first`."""
+        return _matrix(self.project_in, features, slice(4 * (first + part.start), 4 * (first + part.stop)))
 
 
 class TransformerBlock(nn.Module):
