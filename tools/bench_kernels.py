@@ -212,6 +212,21 @@ def versions() -> str:
     return f"{commit.stdout.strip()}, torch {torch.__version__}, triton {triton}"
 
 
+def read_table(table: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows so far; tables of an older form are started anew."""
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))) if table.is_file() else []
+    return [row for row in rows if set(row) == set(columns)]
+
+
+def write_table(table: Path, columns: Sequence[str], rows: list[dict[str, str]]) -> None:
+    """Put a table in place whole."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(table, stream.getvalue(), force=True)
+
+
 def tests_pass(op: str) -> bool:
     """Run the op's tests, on the GPU too where there is one."""
     files = sorted((TOP / "tests" / "kernels").glob(f"test_{op}*.py"))
@@ -238,8 +253,7 @@ def main() -> int:
     torch.manual_seed(0)
     chip = "cpu" if args.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
     table = TOP / "tools" / "results" / f"kernels-{chip}.csv"
-    kept = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))) if table.is_file() else []
-    kept = [row for row in kept if set(row) == set(COLUMNS)]  # tables of an older form are started anew
+    kept = read_table(table, COLUMNS)
     failed = 0
     for op in args.op or OPS:
         if not tests_pass(op):
@@ -252,11 +266,7 @@ def main() -> int:
                 print("  ".join(row[column] for column in COLUMNS[:10]), flush=True)
                 kept.append(row)
             torch.compiler.reset()  # peers compile anew for each case
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_file(table, stream.getvalue(), force=True)
+        write_table(table, COLUMNS, kept)
     return bool(failed)
 
 

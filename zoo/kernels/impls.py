@@ -1,5 +1,6 @@
 """Which implementation answers a call."""
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,13 @@ def pick(op: str, impl: str, x: Tensor, *, triton: bool = True) -> str:
     if impl not in ("reference", "torch", "triton"):
         raise ValueError(f"{op}: impl must be auto, reference, torch or triton, got {impl!r}")
     return impl
+
+
+def eager(*tensors: Tensor | None) -> bool:
+    """Whether nothing traces a call and nothing wants its gradient: then the function behind a registered op will do.
+
+    The first call of an op registered in Python imports torch's compiler: seconds, and 150 MiB that stay.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in tensors)

@@ -1,7 +1,8 @@
 """1x1 convolutions as what they are: one matrix for every pixel."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from zoo.layers.linear import linear
 
 
 class Pointwise(nn.Conv2d):
@@ -17,4 +18,4 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.linear(features.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return linear(features.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)

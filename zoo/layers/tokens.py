@@ -5,7 +5,8 @@ from torch import Tensor
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens (b, n, c) as a feature map (b, c, h, w) in channels-last memory; a view."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    # In another order torch makes up a stride for a batch of one, and convolutions then copy to channels-first.
+    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(features: Tensor) -> Tensor:

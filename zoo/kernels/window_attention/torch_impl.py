@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.kernels.impls import eager
+
 from .plan import Block, Span, blocks
 
 # Logits in work at once. CPU: buffers of 1 MiB in float32, the best by a little for windows of 8 and of 16 a side;
@@ -43,12 +45,12 @@ def forward(
     if order is not None:
         order = order.expand(q.shape[:3])[..., None]  # b heads n 1
         q, k, v = (t.gather(2, order.expand(t.shape)) for t in (q, k, v))
-    out = _window_attention(q, k, v, bias, grid, window, dilation, shift, overlap, wrap, pad == "attend", scale)
+    attention = _attention if eager(q, k, v, bias) else _window_attention
+    out = attention(q, k, v, bias, grid, window, dilation, shift, overlap, wrap, pad == "attend", scale)
     return out if order is None else torch.zeros_like(out).scatter(2, order.expand(out.shape), out)
 
 
-@torch.library.custom_op("zoo::window_attention", mutates_args=())
-def _window_attention(
+def _attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -77,6 +79,9 @@ def _window_attention(
             _scatter(out, ys, block, block.queries, dilation)
             space.release()
     return _to_tokens(out)
+
+
+_window_attention = torch.library.custom_op("zoo::window_attention", _attention, mutates_args=())
 
 
 @_window_attention.register_fake

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from zoo.kernels.window_attention import relative_position_index, window_attention
 from zoo.layers.global_mean import GlobalGram
+from zoo.layers.linear import Linear
 from zoo.layers.mlp import Mlp
 from zoo.layers.pointwise import Pointwise
 from zoo.layers.tokens import to_map, to_tokens
@@ -83,13 +84,13 @@ class SRWAB(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim)
         width, (h, w) = embed_dim // 2 // 4 // 4, split_size
         self.attns = nn.ModuleList(
             RectangleAttention(num_heads // 2, width, window, shifted, mask_shift) for window in ((h, w), (w, h))
         )
         self.get_v = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, groups=embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
 

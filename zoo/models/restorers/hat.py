@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.window_attention import overlapping_position_index, relative_position_index, window_attention
 from zoo.layers.global_mean import GlobalMean
+from zoo.layers.linear import Linear
 from zoo.layers.mlp import Mlp
 from zoo.layers.pixel_shuffle import UPSCALES, Upsample, upscale_of
 from zoo.layers.tokens import to_map, to_tokens
@@ -85,8 +86,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.window_size, self.num_heads, self.qk_scale = window_size, num_heads, qk_scale
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], index: Tensor, shift: int) -> Tensor:
         b, n, c = tokens.shape
@@ -135,7 +136,7 @@ class HAB(nn.Module):
         normed = self.norm1(tokens)  # b n c
         local = to_tokens(self.conv_block(to_map(normed, grid)))  # b n c; neither shifted nor dropped
         attended = self.drop_path(self.attn(normed, grid, index, self.shift_size))
-        tokens = tokens + attended + self.conv_scale * local
+        tokens = torch.add(tokens + attended, local, alpha=self.conv_scale)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
@@ -157,9 +158,9 @@ class OCAB(nn.Module):
         self.overlap = int(window_size * overlap_ratio) // 2
         rows = (2 * window_size + 2 * self.overlap - 1) ** 2
         self.norm1 = nn.LayerNorm(embed_dim)
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.relative_position_bias_table = nn.Parameter(torch.empty(rows, num_heads))
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
 

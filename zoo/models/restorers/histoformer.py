@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.layers.sorting import stable_sort
 from zoo.models.entry import Entry, Needs, Variant, check_sizes, constructor_arguments, count
 
 _LEVELS = 4
@@ -28,7 +29,8 @@ _ALL = slice(None)
 
 def _matrix(conv: nn.Conv2d, features: Tensor, rows: slice = _ALL) -> Tensor:
     """A 1x1 convolution as one matrix product, (b, c, ...) -> (b, c', ...); some of its output channels."""
-    out = conv.weight[rows, :, 0, 0] @ features.flatten(2)  # b c' n
+    matrix = conv.weight[rows, :, 0, 0].expand(len(features), -1, -1)  # b c' c; not broadcast, which would copy maps
+    out = torch.bmm(matrix, features.flatten(2))  # b c' n
     out = out if conv.bias is None else out + conv.bias[rows, None]
     return out.unflatten(2, features.shape[2:])
 
@@ -38,6 +40,21 @@ def _depthwise(conv: nn.Conv2d, features: Tensor, rows: slice) -> Tensor:
     bias = None if conv.bias is None else conv.bias[rows]
     padding, dilation = conv.padding, conv.dilation
     return F.conv2d(features, conv.weight[rows], bias, 1, padding, dilation, features.shape[1])  # pyright: ignore
+
+
+def _by_phase(parameter: Tensor | None, rows: slice) -> Tensor | None:
+    """The same for each of four phases."""
+    return None if parameter is None else parameter[rows].repeat_interleave(4, 0)
+
+
+def _taps() -> Tensor:
+    """Which of 25 taps leads from a phase of a pixel in 3x3 to a phase of the middle one; 25 = none. (4 4 3 3,)."""
+    to, place, of = torch.arange(2)[:, None, None], torch.arange(-1, 2)[None, None], torch.arange(2)[None, :, None]
+    steps = 2 * place + of - to + 2  # to of place; 0 to 4 along one axis
+    inside = (steps >= 0) & (steps < 5)
+    rows, columns = steps[:, None, :, None, :, None], steps[None, :, None, :, None, :]
+    reached = inside[:, None, :, None, :, None] & inside[None, :, None, :, None, :]
+    return torch.where(reached, 5 * rows + columns, 25).flatten()
 
 
 def _parts(first: int, last: int) -> list[slice]:
@@ -57,8 +74,9 @@ class LayerNorm(nn.Module):
         self.centre = kind == "WithBias"
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
-        spread, mean = torch.var_mean(features, 1, correction=0, keepdim=True)
-        return (features - mean if self.centre else features) * torch.rsqrt(spread + 1e-5)
+        centred = features - features.mean(1, keepdim=True)  # var_mean is four times as slow along this axis
+        spread = centred.square().mean(1, keepdim=True)
+        return (centred if self.centre else features) * torch.rsqrt(spread + 1e-5)
 
 
 class Attention_histogram(nn.Module):
@@ -93,16 +111,19 @@ class Attention_histogram(nn.Module):
         return torch.cat([torch.zeros_like(rows).scatter(2, by_row, rows), out[:, half:]], 1)
 
     def _sort(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        return torch.sort(x, dim=axis, stable=self.stable_sort)
+        return stable_sort(x, axis) if self.stable_sort else torch.sort(x, dim=axis)
 
     def _attended(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """The product of both attentions, sorted, and the place of each pixel, (b, c, n)."""
-        b, c, h, w = mixed.shape
-        qkv = self.qkv_dwconv(_matrix(self.qkv, mixed)).view(b, 5, c, h * w)
-        values, order = self._sort(qkv[:, 4], 2)  # b c n
-        pairs = qkv[:, :4].gather(3, order[:, None].expand(-1, 4, -1, -1))  # b 4 c n
-        product = self._attend(pairs[:, 0], pairs[:, 1], values, True)
-        return product * self._attend(pairs[:, 2], pairs[:, 3], values, False), order
+        c = mixed.shape[1]
+        values, order = self._sort(self._projected(mixed, 4, slice(0, c)), 2)  # b c n
+
+        def branch(place: int, bins: bool) -> Tensor:
+            pair = self._projected(mixed, place, slice(0, 2 * c)).unflatten(1, (2, c))  # b 2 c n
+            q, k = pair.gather(3, order[:, None].expand_as(pair)).unbind(1)
+            return self._attend(q, k, values, bins)
+
+        return branch(0, True) * branch(2, False), order
 
     def _attended_sparingly(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """The same, some channels at a time; only values, keys and the product are there as a whole."""
@@ -120,16 +141,16 @@ class Attention_histogram(nn.Module):
                 for part in _parts(own.start, own.stop):
                     found = self._projected(mixed, place + 1, part).gather(2, order[:, part])
                     keys[:, part.start - own.start : part.stop - own.start] = found
-                k, v = F.normalize(self._split(keys, bins, 1), dim=3), self._split(values[:, own], bins, 1)
+                k, v = self._split(keys, bins, 1), self._split(values[:, own], bins, 1)
                 del keys
                 for part in _parts(own.start, own.stop):
                     q = self._projected(mixed, place, part).gather(2, order[:, part])
-                    q = F.normalize(self._split(q, bins, 1), dim=3)
+                    q = self._split(q, bins, 1)
                     product[:, part] *= self._weighed(q, k, v, self.temperature[head : head + 1], bins)[:, :, : h * w]
         return product, order
 
     def _projected(self, mixed: Tensor, which: int, part: slice) -> Tensor:
-        """Channels `part` of one of q1, k1, q2, k2, v; (b, c', n)."""
+        """Channels `part` of q1, k1, q2, k2, v, counted from the first of one of them; (b, c', n)."""
         rows = slice(which * mixed.shape[1] + part.start, which * mixed.shape[1] + part.stop)
         return _depthwise(self.qkv_dwconv, _matrix(self.qkv, mixed, rows), rows).flatten(2)
 
@@ -144,11 +165,12 @@ class Attention_histogram(nn.Module):
         """
         n = v.shape[2]
         q, k, v = (self._split(x, bins, self.num_heads) for x in (q, k, v))  # b heads (c parts) m
-        return self._weighed(F.normalize(q, dim=3), F.normalize(k, dim=3), v, self.temperature, bins)[:, :, :n]
+        return self._weighed(q, k, v, self.temperature, bins)[:, :, :n]
 
     def _weighed(self, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, bins: bool) -> Tensor:
-        """Tokens of unit length, b heads (c parts) m -> sorted pixels (b, c, n) with those that fill the last part."""
-        logits = q @ k.mT * temperature
+        """Tokens b heads (c parts) m -> sorted pixels (b, c, n) with those that fill the last part."""
+        across, along = (x.norm(dim=3, keepdim=True).clamp(min=1e-12) for x in (q, k))
+        logits = q @ k.mT / across / along.mT * temperature  # of tokens of unit length, which need not be there
         weights = logits.to(torch.promote_types(q.dtype, torch.float32)).exp()
         weights = (weights / (1 + weights.sum(3, keepdim=True))).to(v.dtype)  # what is left over looks at nothing
         out = (weights @ v).unflatten(2, (-1, self.num_heads))  # b heads c parts m
@@ -164,7 +186,11 @@ class Attention_histogram(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Dual-scale gated feed-forward: at twice the resolution, a 5x5 view gated by a dilated 3x3 one."""
+    """Dual-scale gated feed-forward: at twice the resolution, a 5x5 view gated by a dilated 3x3 one.
+
+    Nothing is there at twice the resolution. A pixel of it is one of four phases of a pixel here: the dilated
+    convolution sees its own phase only, as a plain 3x3 one, and the 5x5 one sees four phases in 3x3 pixels.
+    """
 
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -174,26 +200,31 @@ class FeedForward(nn.Module):
         self.dwconv_5 = nn.Conv2d(wide, wide, 5, padding=2, groups=wide, bias=bias)
         self.dwconv_dilated2_1 = nn.Conv2d(wide, wide, 3, padding=2, groups=wide, dilation=2, bias=bias)
         self.project_out = nn.Conv2d(hidden, channels, 1, bias=bias)
+        self.register_buffer("taps", _taps(), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:  # b c h w
-        if self.sparing:
-            return self._sparingly(features)
-        value, gate = F.pixel_shuffle(_matrix(self.project_in, features), 2).chunk(2, 1)
-        gated = F.mish(self.dwconv_dilated2_1(gate)) * self.dwconv_5(value)
-        return _matrix(self.project_out, F.pixel_unshuffle(gated, 2))
-
-    def _sparingly(self, features: Tensor) -> Tensor:
-        """The same, some channels at a time; only what goes into the last projection is there as a whole."""
+        parts = _parts(0, self.wide) if self.sparing else [slice(0, self.wide)]
+        if len(parts) == 1:
+            return _matrix(self.project_out, self._gated(features, parts[0]))
         b, _, h, w = features.shape
         gated = features.new_empty(b, 4 * self.wide, h, w)
-        for part in _parts(0, self.wide):
-            value, gate = (
-                F.pixel_shuffle(_matrix(self.project_in, features, slice(4 * start, 4 * stop)), 2)
-                for start, stop in ((part.start, part.stop), (self.wide + part.start, self.wide + part.stop))
-            )
-            value = F.mish(_depthwise(self.dwconv_dilated2_1, gate, part)) * _depthwise(self.dwconv_5, value, part)
-            gated[:, 4 * part.start : 4 * part.stop] = F.pixel_unshuffle(value, 2)
+        for part in parts:  # only what goes into the last projection is there as a whole
+            gated[:, 4 * part.start : 4 * part.stop] = self._gated(features, part)
         return _matrix(self.project_out, gated)
+
+    def _gated(self, features: Tensor, part: slice) -> Tensor:
+        """Some channels of what goes into the last projection; of every four, each is a phase."""
+        narrow, wide = self.dwconv_dilated2_1, self.dwconv_5
+        gate = self._projected(features, self.wide, part)
+        gate = F.conv2d(gate, _by_phase(narrow.weight, part), _by_phase(narrow.bias, part), 1, 1, 1, gate.shape[1])
+        gate = F.mish(gate)
+        value = self._projected(features, 0, part)
+        kernels = F.pad(wide.weight[part].flatten(1), (0, 1))[:, self.taps].view(-1, 4, 3, 3)  # (c phases) phases 3 3
+        return F.conv2d(value, kernels, _by_phase(wide.bias, part), 1, 1, 1, value.shape[1] // 4) * gate
+
+    def _projected(self, features: Tensor, first: int, part: slice) -> Tensor:
+        """All phases of some channels, counted from `first`."""
+        return _matrix(self.project_in, features, slice(4 * (first + part.start), 4 * (first + part.stop)))
 
 
 class TransformerBlock(nn.Module):

@@ -1,0 +1,29 @@
+"""Linear layers that use the CPU's widest registers."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# What torch.compile itself puts in the place of a linear layer on the CPU; absent from builds without oneDNN.
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X weight^T + bias, (..., c) -> (..., c').
+
+    Without gradients, float32 on a CPU goes to oneDNN, which adds the bias inside the product. torch's own way is MKL,
+    which leaves half of the registers of AMD's processors unused: 1.1 to 1.5 times the time for 144 to 540 channels.
+    """
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
+    if plain or _ONEDNN is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.numel():
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+class Linear(nn.Linear):
+    """nn.Linear through `linear`; the same parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
