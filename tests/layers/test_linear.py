@@ -6,17 +6,18 @@ from zoo.layers import linear as module
 from zoo.layers.linear import Linear, linear
 
 
+@pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 5, 24), (7, 24), (24,), (1, 3, 4, 24), (0, 24)])
-def test_it_is_a_linear_layer_with_and_without_gradients(shape, bias):
+def test_it_is_a_linear_layer_with_and_without_gradients(shape, bias, gelu):
     torch.manual_seed(0)
     plain, ours = nn.Linear(24, 40, bias=bias), Linear(24, 40, bias=bias)
     ours.load_state_dict(plain.state_dict())
     x = torch.randn(shape)
-    expected = plain(x)
-    torch.testing.assert_close(ours(x), expected)
+    expected = nn.functional.gelu(plain(x)) if gelu else plain(x)
+    torch.testing.assert_close(ours(x, gelu=gelu), expected)
     with torch.inference_mode():
-        found = ours(x)
+        found = ours(x, gelu=gelu)
         torch.testing.assert_close(found, expected)
         assert found.is_contiguous()
 

@@ -7,13 +7,19 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.layers.linear import Linear
+from zoo.layers.mlp import Mlp
 from zoo.layers.pointwise import Pointwise
 from zoo.models import family_of
 
 Forwards = dict[type[nn.Module], Callable[..., Tensor]]  # class of ours -> what stands for its forward
-PLAIN: Forwards = {Linear: nn.Linear.forward, Pointwise: nn.Conv2d.forward}
+PLAIN: Forwards = {
+    Linear: nn.Linear.forward,
+    Mlp: lambda self, tokens: self.fc2(F.gelu(self.fc1(tokens))),
+    Pointwise: nn.Conv2d.forward,
+}
 
 
 def unfused(network: nn.Module) -> nn.Module:

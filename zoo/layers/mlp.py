@@ -1,7 +1,6 @@
 """The hidden layer between two attentions."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zoo.layers.linear import Linear
 
@@ -20,4 +19,4 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        return self.fc2(self.fc1(tokens, gelu=True))
