@@ -192,6 +192,8 @@ class FeedForward(nn.Module):
     convolution sees its own phase only, as a plain 3x3 one, and the 5x5 one sees four phases in 3x3 pixels.
     """
 
+    taps: Tensor
+
     def __init__(self, channels: int, hidden: int, bias: bool) -> None:
         super().__init__()
         self.wide, self.sparing = hidden // 4, False
