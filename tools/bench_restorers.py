@@ -72,7 +72,7 @@ CASES = {
 }
 QUICK = {
     "hat-tiny-x4": Case(16, keywords={"global_residual": False}),  # the published code has none
-    "craft-tiny-x2": Case(16, keywords={"global_residual": False}),
+    "craft-tiny-x2": Case(48, keywords={"global_residual": False}),
     "histoformer-tiny": Case(16),
 }
 
