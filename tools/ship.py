@@ -185,9 +185,10 @@ def main() -> int:
         **found,
     }
     index = TOP / "index.yaml"
-    text = re.sub(rf"^{re.escape(args.name)}:\n(?:[ ].*\n)*", "", index.read_text(), flags=re.MULTILINE)
     block = yaml.safe_dump({args.name: row}, sort_keys=False, allow_unicode=True, width=120)
-    write_file(index, text + block, force=True)
+    old = rf"^{re.escape(args.name)}:\n(?:[ ].*\n)*"
+    text, replaced = re.subn(old, lambda _: block, index.read_text(), flags=re.MULTILINE)
+    write_file(index, text if replaced else text + block, force=True)
     print(block, end="")
     return 0
 
