@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from zoo.data import crops as module
 from zoo.data.crops import Crops, ValidationSet, WholeImages
@@ -126,6 +127,19 @@ def test_images_smaller_than_the_crop_are_mirrored_in_step(folder):
     assert sample["gt"].shape == (3, 80, 80)
     difference = (imresize(sample["gt"], 1 / 2) - sample["lq"]).abs()
     assert difference[:, :, 5:35].max() < 0.03  # one pixel of shift would be 8/255 on the ramp, and more at the seam
+
+
+def test_images_smaller_than_the_crop_are_stretched_where_the_recipe_says_so(folder):
+    crops = Crops(str(folder), 2, enlarge="bilinear", hflip=False, vflip=False, transpose=False)
+    gt = to_tensor(crops.pairs[1].gt)
+    sample = crops[Draw(0, 1, 40)]
+    expected = functional.interpolate(gt[None], (80, 80), mode="bilinear", align_corners=False)[0]
+    assert (sample["gt"] - expected).abs().max() <= 0.5 / 255 + 1e-6
+    assert (imresize(sample["gt"], 1 / 2) - sample["lq"]).abs().max() <= 0.5 / 255 + 1e-6
+    plain = Crops(str(folder), 2, hflip=False, vflip=False, transpose=False)
+    assert torch.equal(crops[Draw(5, 0, 8)]["gt"], plain[Draw(5, 0, 8)]["gt"]), "large enough: as it was"
+    with pytest.raises(UserError, match="enlarge must be mirror or bilinear, got 'pad'"):
+        Crops(str(folder), 2, enlarge="pad")
 
 
 def test_bicubic_first_says_what_happens_anyway_and_later_acts_on_the_crop(folder):

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from zoo.data.degradations import Bicubic, Degradation, augment
-from zoo.data.images import KEEP_BYTES, to_tensor
+from zoo.data.images import KEEP_BYTES, to_array, to_tensor
 from zoo.data.imresize import imresize
 from zoo.data.pairs import Pair, Pairs, open_pairs
 from zoo.data.realworld import RealWorld
 from zoo.data.sampler import Draw, seed_of
 from zoo.errors import UserError
 
+ENLARGE = ("mirror", "bilinear")
 _SHRINKING = (Bicubic, RealWorld)  # steps that make lq smaller than gt
 
 
@@ -24,8 +26,7 @@ class Crops(Dataset):
     """Training samples: each is a pure function of (seed, draw number), whoever makes it.
 
     The crop is drawn on the lq grid; flips and transposition come before the degradation, so that JPEG blocks and
-    the like keep the orientation they have in photos. Images smaller than the crop are enlarged by mirroring with
-    the edge pixel repeated, which keeps lq and gt aligned at any scale.
+    the like keep the orientation they have in photos.
 
     Args:
         source: see `open_pairs`.
@@ -44,6 +45,9 @@ class Crops(Dataset):
         permute_colours: shuffle the channels of lq and gt alike, so that colours teach nothing.
         mixup: probability of blending a sample with a crop of another image (Zhang et al. 2018), lq and gt alike,
             before the other steps: no network can learn such pictures by heart.
+        enlarge: what becomes of images smaller than the crop. "mirror": lq and gt go on behind their edges, the edge
+            pixel repeated, which keeps them aligned at any scale. "bilinear": each side of gt that is too short is
+            stretched and lq made from that, as HAT's authors do on ImageNet; only where lq is made from gt.
 
     Raises:
         FileNotFoundError: a folder or scikit-image is missing.
@@ -66,6 +70,7 @@ class Crops(Dataset):
         scales: Sequence[float] = (1.0,),
         permute_colours: bool = False,
         mixup: float = 0.0,
+        enlarge: str = "mirror",
     ) -> None:
         self.pairs, self.steps = _open(source, upscale, degradation, "train", lq, template, channels)
         if not scales or not all(0 < scale <= 1 for scale in scales):
@@ -76,7 +81,11 @@ class Crops(Dataset):
             raise UserError(f"data: permute_colours needs channels 3, got {channels}")
         if not 0 <= mixup <= 1:
             raise UserError(f"data: mixup must be a probability, got {mixup}")
-        self.upscale, self.seed, self.mixup = upscale, seed, mixup
+        if enlarge not in ENLARGE:
+            raise UserError(f"data: enlarge must be {' or '.join(ENLARGE)}, got {enlarge!r}")
+        if self.pairs.has_lq and enlarge != "mirror":
+            raise UserError(f"data: {source} brings its own lq files; remove enlarge")
+        self.upscale, self.seed, self.mixup, self.enlarge = upscale, seed, mixup, enlarge
         self.context = max((step.context for step in self.steps), default=0)
         self.flips = (hflip, vflip, transpose)
         self.scales, self.permute_colours = tuple(scales), permute_colours
@@ -119,7 +128,9 @@ class Crops(Dataset):
             scale = self.scales[int(torch.randint(len(self.scales), (), generator=generator))]
         pair = self.pairs.readable(index) if scale == 1 else self._shrink(index, scale)
         side = crop * self.upscale // ratio  # of the crop in pixels of pair.lq
-        lq, gt = _at_least(pair.lq, side), _at_least(pair.gt, side * ratio)
+        if self.enlarge == "bilinear":
+            pair = _stretched(pair, side, ratio)
+        lq, gt = _mirrored(pair.lq, side), _mirrored(pair.gt, side * ratio)
         top, left = (int(torch.randint(0, n - side + 1, (), generator=generator)) for n in lq.shape[:2])
         lq = lq[top : top + side, left : left + side]
         gt = gt[top * ratio : (top + side) * ratio, left * ratio : (left + side) * ratio]
@@ -216,7 +227,17 @@ def _window(image: Tensor, top: int, left: int, side: int) -> Tensor:
     return image[:, top : top + side, left : left + side].contiguous()
 
 
-def _at_least(image: np.ndarray, side: int) -> np.ndarray:
+def _stretched(pair: Pair, side: int, ratio: int) -> Pair:
+    """The pair with lq of at least `side` pixels each way."""
+    h, w = pair.lq.shape[:2]
+    if h >= side and w >= side:
+        return pair
+    size = (max(h, side) * ratio, max(w, side) * ratio)
+    gt = to_array(functional.interpolate(to_tensor(pair.gt)[None], size, mode="bilinear")[0])
+    return Pair(pair.name, imresize(gt, 1 / ratio) if ratio > 1 else gt, gt)
+
+
+def _mirrored(image: np.ndarray, side: int) -> np.ndarray:
     h, w = image.shape[:2]
     if h >= side and w >= side:
         return image

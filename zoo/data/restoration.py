@@ -38,6 +38,7 @@ class RestorationData(LightningDataModule):
         scales: factors by which gt is shrunk first, one drawn for each sample; null = none. See `Crops`.
         permute_colours: shuffle the channels of a sample.
         mixup: probability of blending a sample with another one. See `Crops`.
+        enlarge: "mirror" or "bilinear": what becomes of images smaller than the crop. See `Crops`.
         seed: decides order, crops, augmentation and degradation.
         workers: processes that make samples; 0 = the training process itself.
         epoch_steps: optimisation steps that count as one epoch.
@@ -62,6 +63,7 @@ class RestorationData(LightningDataModule):
         scales: list[float] | None = None,
         permute_colours: bool = False,
         mixup: float = 0.0,
+        enlarge: str = "mirror",
         seed: int = 0,
         workers: int = 1,
         epoch_steps: int = 1000,
@@ -79,6 +81,7 @@ class RestorationData(LightningDataModule):
         self.validation: Mapping[str, ValidationSet] = validation
         self.changes = {"hflip": hflip, "vflip": vflip, "transpose": transpose}
         self.changes["permute_colours"], self.mixup = permute_colours, mixup
+        self.enlarge = enlarge
         self.scales = tuple(scales or (1.0,))
         self.seed, self.workers, self.epoch_steps = seed, workers, epoch_steps
         self.train: Crops | None = None
@@ -118,6 +121,7 @@ class RestorationData(LightningDataModule):
             seed=self.seed,
             scales=self.scales,
             mixup=self.mixup,
+            enlarge=self.enlarge,
             **self.changes,
         )
 
@@ -128,7 +132,8 @@ class RestorationData(LightningDataModule):
             reports["train"] = self.train.pairs.report()
             for patch in sorted({stage.patch_size for stage in self.stages}):
                 if count := self.train.smaller_than(patch):
-                    reports["train"].notes.append(f"{count} images are enlarged by mirroring for patch_size {patch}")
+                    how = "stretched" if self.enlarge == "bilinear" else "enlarged by mirroring"
+                    reports["train"].notes.append(f"{count} images are {how} for patch_size {patch}")
         return reports | {whole.name: whole.pairs.report() for whole in self.val or ()}
 
     def train_dataloader(self) -> ResumableLoader:
