@@ -14,7 +14,8 @@ are in no cell), no state outside the denoiser, and it comes off again.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from zoo.errors import UserError
 from zoo.kernels.neighborhood_attention import neighborhood_attention
-from zoo.models.plugins.hosts import Layout, base
+from zoo.models.plugins.hosts import Host, Layout, base
 from zoo.models.plugins.plugin import Plugin
 
 _TOKENS = 64 * 64 + 512  # of FLUX.1 at 1024 pixels
@@ -35,7 +36,27 @@ class Clear(Plugin):
 
     title = "CLEAR"
 
-    def additions(self, name: str, attention: Any) -> dict[str, nn.Module | nn.Parameter]:  # noqa: ANN401, ARG002
+    def __init__(self, config: "ClearConfig", host: Host, denoiser: nn.Module) -> None:
+        super().__init__(config, host, denoiser)
+        if config.ntk_factor != 1 and not isinstance(
+            getattr(getattr(denoiser, "pos_embed", None), "theta", None), int | float
+        ):
+            raise UserError(
+                f"CLEAR: ntk_factor must be 1 on {host.title}, whose rotary embedding has no base to change"
+            )
+
+    def begin(self, denoiser: Any) -> None:  # noqa: ANN401
+        """Stretch rotary embeddings."""
+        if self.config.ntk_factor != 1:
+            self.theta = denoiser.pos_embed.theta
+            denoiser.pos_embed.theta = self.theta * self.config.ntk_factor
+
+    def end(self, denoiser: Any) -> None:  # noqa: ANN401
+        """Bring them back."""
+        if self.config.ntk_factor != 1:
+            denoiser.pos_embed.theta = self.theta
+
+    def additions(self, name: str, attention: Any) -> dict[str, nn.Module | nn.Parameter]:  # noqa: ANN401
         """The weights of a cell of one layer, all the same."""
         f = self.config.down_factor
         if f is None:
@@ -47,7 +68,7 @@ class Clear(Plugin):
     def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN401
         """Around each token of the picture; text as it was."""
         assert self.layout is not None, "the denoiser says it before each call"
-        layout, pool = self.layout, None
+        layout, pool = self.layout.of(q.shape[2]), None
         if self.config.down_factor is not None:
             pool = attention.spatial_weight.view(self.config.down_factor, self.config.down_factor).to(q.dtype)
         if layout.texts is None:
@@ -86,12 +107,12 @@ class Clear(Plugin):
         """Projections of the picture's tokens, and the weights of cells."""
         own = {}
         for name, attention in self.layers.items():
-            for part in ("to_q", "to_k", "to_v", "to_out.0"):
-                module: Any = attention
-                for step in part.split("."):
-                    module = None if module is None else getattr(module, step, None) if not step.isdigit() else module[0]
+            for part in ("to_q", "to_k", "to_v", "to_qkv_mlp_proj", "to_out"):
+                module, key = getattr(attention, part, None), f"{name}.{part}"
+                if isinstance(module, nn.ModuleList):
+                    module, key = module[0], f"{key}.0"
                 if module is not None:
-                    own |= {f"{name}.{part}.{key}": value for key, value in base(module).named_parameters()}
+                    own |= {f"{key}.{kind}": value for kind, value in base(module).named_parameters()}
             if hasattr(attention, "spatial_weight"):
                 own[f"{name}.processor.spatial_weight"] = attention.spatial_weight
         return own
@@ -129,11 +150,25 @@ class ClearConfig:
         if not self.ntk_factor > 0:
             raise UserError(f"ClearConfig: ntk_factor must be positive, got {self.ntk_factor}")
 
+    def detected(self, weights: Mapping[str, Tensor]) -> "ClearConfig":
+        """The settings that weights tell."""
+        tables = [value for key, value in weights.items() if key.endswith("spatial_weight")]
+        return replace(self, down_factor=tables[0].shape[3] if tables else None)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> "ClearConfig":
+        """The settings of our config.json."""
+        return cls(**{field.name: said[field.name] for field in fields(cls) if field.name in said})
+
     def scale(self, tokens: int, width: int) -> float:
         """Factor of the products of queries and keys of `width` channels."""
         if not self.proportional_attention:
             return width**-0.5
         return math.sqrt(math.log(tokens if self.down_factor is None else 10 * tokens, _TOKENS) / width)
+
+
+VARIANTS = {f"clear-{size}": ClearConfig(size) for size in (8, 16, 32)}
+VARIANTS |= {f"clear-{size}-down4": ClearConfig(size, 4) for size in (8, 16)}
 
 
 def _without(t: Tensor, first: int, n: int) -> Tensor:
@@ -148,4 +183,4 @@ def _seen(layout: Layout, length: int, tokens: int) -> Tensor:
     n = math.prod(layout.grid)
     if layout.first:
         return torch.cat([torch.arange(length), torch.arange(layout.first, tokens)])
-    return torch.arange(n + length)
+    return torch.arange(min(n + length, tokens))

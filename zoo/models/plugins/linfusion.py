@@ -13,14 +13,16 @@ it may begin as the attention that it replaces (`init="unet"`: the UNet's own pr
 random, as the published training does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from zoo.errors import UserError
 from zoo.kernels.linear_attention import linear_attention
-from zoo.models.plugins.hosts import base
+from zoo.models.plugins.hosts import Host, base
+from zoo.models.plugins.hosts.unet import UNet
 from zoo.models.plugins.plugin import Plugin
 
 _EPS = 1e-4
@@ -30,6 +32,26 @@ class LinFusion(Plugin):
     """The method on one denoiser; parameters as in the official files, `{index of the layer}.{name}`."""
 
     title = "LinFusion"
+
+    def __init__(self, config: "LinFusionConfig", host: Host, denoiser: nn.Module) -> None:
+        super().__init__(config, host, denoiser)
+        if not isinstance(host, UNet):
+            raise UserError(f"LinFusion: the denoiser must be a UNet of Stable Diffusion, got {host.title}")
+
+    def fresh(self) -> dict[str, Tensor] | None:
+        """Random projections too, where that is asked for."""
+        if self.config.init == "unet":
+            return None
+        tensors = {key: value.detach().clone() for key, value in self.parameters().items()}
+        for index, attention in enumerate(self.layers.values()):
+            for name, part in (
+                *((n, getattr(attention, n)) for n in ("to_q", "to_k", "to_v")),
+                ("to_out.0", attention.to_out[0]),
+            ):
+                linear = base(part)
+                new = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None)
+                tensors |= {f"{index}.{name}.{key}": value.detach() for key, value in new.named_parameters()}
+        return tensors
 
     def additions(self, name: str, attention: Any) -> dict[str, nn.Module | nn.Parameter]:  # noqa: ANN401
         """The two P of a layer, `to_q_` and `to_k_`."""
@@ -51,7 +73,7 @@ class LinFusion(Plugin):
         k = attention.to_k(context + attention.to_k_(context))
         return q, k, attention.to_v(context)
 
-    def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN401, ARG002
+    def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ANN401
         """Linear attention."""
         return linear_attention(q, k, v, feature_map="elu1", norm="mean_queries", eps=_EPS)
 
@@ -101,9 +123,22 @@ class LinFusionConfig:
         if self.init not in ("unet", "random"):
             raise UserError(f"LinFusionConfig: init must be unet or random, got {self.init!r}")
 
+    def detected(self, weights: Mapping[str, Tensor]) -> "LinFusionConfig":
+        """The settings that weights tell."""
+        first = weights.get("0.to_q_.0.weight")
+        return replace(self, mid_dim_scale=None if first is None else max(1, first.shape[1] // first.shape[0]))
+
     def inner(self, width: int) -> int | None:
         """Channels between W1 and W2 of a layer."""
         return None if self.mid_dim_scale is None else max(1, width // self.mid_dim_scale)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> "LinFusionConfig":
+        """The settings of a config.json, the official one or ours; weights tell the rest."""
+        return cls(init=said.get("init", "unet"))
+
+
+VARIANTS = {"linfusion": LinFusionConfig(), "linfusion-16": LinFusionConfig(mid_dim_scale=16)}
 
 
 def _bottleneck(width: int, inner: int) -> nn.Sequential:

@@ -1,12 +1,14 @@
 """What plug-ins share: how a method comes onto a denoiser, what it does there, and how it goes off again bit by bit."""
 
 import functools
+import importlib
 import inspect
 import json
 import logging
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +18,17 @@ from diffusers import ModelMixin
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest
 from zoo.files import write_file, write_folder
+from zoo.models.hub import fetch, is_hub_id
+from zoo.models.plugins import METHODS
 from zoo.models.plugins.hosts import Host, Layout, find_host
+from zoo.models.weights import read_weights
 
 logger = logging.getLogger(__name__)
 CONFIG, FILE = "config.json", "diffusion_pytorch_model.safetensors"  # as LinFusion's authors publish, and diffusers
+RUN = "plugin"  # in a run folder
+Weights = str | Path | Mapping[str, Tensor] | None
 
 
 class Plugin(ABC):
@@ -61,6 +68,12 @@ class Plugin(ABC):
             return attention.to_qkv(tokens).chunk(3, dim=-1)
         return attention.to_q(tokens), attention.to_k(context), attention.to_v(context)
 
+    def begin(self, denoiser: Any) -> None:  # noqa: ANN401, B027 (most methods need nothing)
+        """Change what lies outside of the layers."""
+
+    def end(self, denoiser: Any) -> None:  # noqa: ANN401, B027
+        """Bring that back."""
+
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
         """What it trains and stores, by the names of the official files."""
@@ -69,13 +82,17 @@ class Plugin(ABC):
     def align(self) -> list[str]:
         """Layers whose outputs a student has to match."""
 
+    def fresh(self) -> dict[str, Tensor] | None:
+        """What it begins with where no weights are given; None = as it was added."""
+        return None
+
     def described(self) -> dict[str, Any]:
         """What config.json says beside the settings."""
         return {}
 
 
 class _Before:
-    """Tells the plug-in of each call where the picture lies. An object, since closures are not copied with a network."""
+    """Tells the plug-in where the picture lies in each call. An object: closures are not copied with a network."""
 
     def __init__(self, plugin: Plugin, names: tuple[str, ...]) -> None:
         self.plugin, self.names = plugin, names
@@ -104,6 +121,7 @@ class Summary:
     replaced: int
 
     def __repr__(self) -> str:
+        """One line for people."""
         active, total = self.layers
         lost = f" of {total}, whose processors were replaced since" if active < total else ""
         return (
@@ -172,6 +190,7 @@ class Handle:
         for number in [number for number, hook in hooks.items() if isinstance(hook, _Before)]:
             del hooks[number]
             self.denoiser._forward_pre_hooks_with_kwargs.pop(number, None)
+        self.plugin.end(self.denoiser)
         vars(self.denoiser).pop("save_pretrained", None)
         del self.denoiser.zoo
 
@@ -210,6 +229,7 @@ class Handle:
         self.denoiser.register_forward_pre_hook(_Before(self.plugin, names), with_kwargs=True)
         if isinstance(self.denoiser, ModelMixin):
             self.denoiser.save_pretrained = types.MethodType(_save_with_a_warning, self.denoiser)
+        self.plugin.begin(self.denoiser)
         self.denoiser.zoo = self
 
     def _new(self) -> Iterator[nn.Parameter]:
@@ -222,35 +242,121 @@ class Handle:
 @functools.wraps(ModelMixin.save_pretrained)  # pipelines look at what it takes
 def _save_with_a_warning(denoiser: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
     logger.warning(
-        "%s is on this denoiser: what is saved now comes back without it. Keep it by handle.save_pretrained(folder), or "
-        "call handle.remove() first",
+        "%s is on this denoiser: what is saved now comes back without it. Keep it by handle.save_pretrained(folder) "
+        "or call handle.remove() first",
         denoiser.zoo.plugin.title,
     )
     type(denoiser).save_pretrained(denoiser, *args, **kwargs)
 
 
-def apply_plugin(denoiser: nn.Module, config: Any, weights: Mapping[str, Tensor] | None) -> Handle:  # noqa: ANN401
-    """Put a method onto a denoiser.
+def apply(target: Any, plugin: Any, weights: Weights = None) -> Handle:  # noqa: ANN401
+    """Put a method onto a denoiser: its attention becomes linear, or local.
+
+    Apply before LoRA, IP-Adapter, offloading and compilation; LoRA may also come first.
 
     Args:
-        denoiser: a UNet or transformer of diffusers.
-        config: settings, such as `LinFusionConfig`; `config.plugin` is the class of the method.
-        weights: by the official names; None = none but the denoiser's own.
+        target: a pipeline of diffusers, or its UNet or transformer.
+        plugin: a name such as "linfusion" or "clear-16-down4", settings such as `LinFusionConfig(...)`, or a folder
+            that `Handle.save_pretrained` or `zoo fit` wrote, which holds its weights too.
+        weights: a folder, a file, owner/name or owner/name:file on the hub, or tensors by the official names; None =
+            those of the folder, or none: then it begins as its settings say and needs training.
+
+    Returns:
+        The handle, whose `remove` brings the denoiser back bit by bit.
 
     Raises:
-        UserError: the method does not fit the denoiser, or the weights do not fit both; nothing is changed then.
+        FileNotFoundError: no such folder or file.
+        UserError: the method does not fit the denoiser, the weights do not fit both, another one is on it, or it is
+            offloaded already. Nothing is changed then.
     """
+    denoiser = denoiser_of(target)
     _check_free(denoiser)
+    config, place = settings_of(plugin)
+    tensors = weights if isinstance(weights, Mapping) else _read(place if weights is None else weights)
+    if tensors is not None:
+        config = config.detected(tensors)
     handle = Handle(denoiser, config.plugin(config, find_host(denoiser), denoiser))
     handle._mount()
-    if weights is not None:
+    tensors = handle.plugin.fresh() if tensors is None else tensors
+    if tensors is not None:
         try:
-            handle.load(weights)
+            handle.load(tensors)
         except UserError:
             handle.remove()
             raise
     logger.info("%r", handle.summary())
     return handle
+
+
+@contextmanager
+def applied(target: Any, plugin: Any, weights: Weights = None) -> Iterator[Handle]:  # noqa: ANN401
+    """`apply` for the time of a with statement."""
+    handle = apply(target, plugin, weights)
+    try:
+        yield handle
+    finally:
+        handle.remove()
+
+
+def denoiser_of(target: Any) -> nn.Module:  # noqa: ANN401
+    """The UNet or transformer of a pipeline, or the network itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = (
+        target
+        if isinstance(target, nn.Module)
+        else getattr(target, "unet", None) or getattr(target, "transformer", None)
+    )
+    if not isinstance(found, nn.Module):
+        raise UserError(
+            f"zoo.apply: {type(target).__name__} has neither a unet nor a transformer; give the network itself"
+        )
+    return found
+
+
+def settings_of(plugin: Any) -> tuple[Any, Path | None]:  # noqa: ANN401
+    """The settings that a name, a folder or a config.json stand for, and the folder.
+
+    Raises:
+        UserError: an unknown name, or a folder of something else.
+    """
+    if hasattr(type(plugin), "plugin"):
+        return plugin, None
+    folder = Path(str(plugin))
+    folder = next((place for place in (folder, folder / RUN) if (place / CONFIG).is_file()), None)
+    if folder is not None:
+        return _settings_in(folder), folder
+    known = {name: config for module, _ in METHODS.values() for name, config in _module(module).VARIANTS.items()}
+    if plugin not in known:
+        raise UserError(f"plug-in {str(plugin)!r} is unknown. Did you mean {nearest(str(plugin), known)}?")
+    return known[plugin], None
+
+
+def _settings_in(folder: Path) -> Any:  # noqa: ANN401
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        module, name = METHODS[said["_class_name"]]
+        return getattr(_module(module), name).read(said)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / CONFIG} describes no plug-in of zoo; give the folder that save_pretrained wrote"
+        ) from error
+
+
+def _module(name: str) -> Any:  # noqa: ANN401
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def _read(weights: str | Path | None) -> dict[str, Tensor] | None:
+    if weights is None:
+        return None
+    path = Path(weights)
+    if not path.exists() and is_hub_id(str(weights)):
+        path = fetch(str(weights))
+    path = next((place for place in (path / FILE, path / RUN / FILE) if place.is_file()), path)
+    return read_weights(path)[0]
 
 
 def _check_free(denoiser: nn.Module) -> None:

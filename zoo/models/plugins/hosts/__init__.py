@@ -3,7 +3,7 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,13 @@ from zoo.errors import UserError
 
 # Found by what they are made of, since names of classes change with versions: the first that fits.
 _HOSTS = {
-    "zoo.models.plugins.hosts.unet": "UNet",
-    "zoo.models.plugins.hosts.flux": "Flux",
+    "unet": "UNet",
+    "pixart": "PixArt",
+    "flux2": "Flux2",
+    "flux": "Flux",
+    "sd3": "SD3",
+    "qwenimage": "QwenImage",
+    "zimage": "ZImage",
 }
 
 
@@ -31,6 +36,13 @@ class Layout:
     grid: tuple[int, int]
     first: int = 0
     texts: tuple[int, ...] | None = None
+
+    def of(self, tokens: int) -> "Layout":
+        """That of a layer with this many tokens, which may lie some halvings further down."""
+        h, w = self.grid
+        while h * w > tokens > 0:
+            h, w = -(-h // 2), -(-w // 2)
+        return replace(self, grid=(h, w))
 
 
 class Host(ABC):
@@ -57,7 +69,7 @@ class Host(ABC):
     def layout(self, denoiser: Any, given: Mapping[str, Any]) -> Layout:  # noqa: ANN401
         """Where the picture lies, from the arguments of the denoiser's forward."""
 
-    def processor(self, attention: nn.Module) -> object:  # noqa: ARG002 (some hosts have two kinds of layers)
+    def processor(self, attention: nn.Module) -> object:
         """A new processor for one layer."""
         return self.processors[0]()
 
@@ -78,6 +90,17 @@ def base(layer: Any) -> Any:  # noqa: ANN401
     return getattr(layer, "base_layer", layer)
 
 
+def has_parts(denoiser: nn.Module, *names: str) -> bool:
+    """Whether all are children of the denoiser."""
+    return set(names) <= {name for name, _ in denoiser.named_children()}
+
+
+def self_attention(denoiser: nn.Module) -> dict[str, Any]:
+    """The first attention of blocks that have a second one for text."""
+    layers = attention_layers(denoiser)
+    return {name: layer for name, layer in layers.items() if name.endswith(".attn1") and not layer.is_cross_attention}
+
+
 def attention_layers(denoiser: nn.Module) -> dict[str, Any]:
     """All layers that take processors, by name."""
     return {name: module for name, module in denoiser.named_modules() if hasattr(module, "set_processor")}
@@ -96,7 +119,9 @@ def grid_of(ids: Tensor) -> tuple[int, int]:
     if len(first) != h * w or not torch.equal(
         (first - first[0])[:, 1:3].cpu().long(), torch.stack([y.flatten(), x.flatten()], 1)
     ):
-        raise UserError(f"img_ids must hold the rows and columns of a grid, one row after the other, got {len(ids)} tokens")
+        raise UserError(
+            f"img_ids must hold the rows and columns of a grid, one row after the other, got {len(ids)} tokens"
+        )
     return h, w
 
 
@@ -107,7 +132,10 @@ def find_host(denoiser: nn.Module) -> Host:
         UserError: none does.
     """
     for module, name in _HOSTS.items():
-        host = getattr(importlib.import_module(module), name)
+        host = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         if host.fits(denoiser):
             return host()
-    raise UserError(f"zoo.apply knows no {type(denoiser).__name__}; it knows UNets of Stable Diffusion")
+    raise UserError(
+        f"zoo.apply knows no {type(denoiser).__name__}; it knows the UNets of Stable Diffusion, SD 3, Flux, "
+        "Flux2, PixArt, Qwen-Image and Z-Image"
+    )

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
-from zoo.models.plugins.hosts import Host, Layout, attention_layers, grid_of
+from zoo.models.plugins.hosts import Host, Layout, attention_layers, grid_of, has_parts
 
 
 class FluxProcessor:
@@ -60,15 +60,13 @@ class Flux(Host):
 
     @staticmethod
     def fits(denoiser: nn.Module) -> bool:
-        """It has double and single blocks, whose queries, keys and values are projected on their own."""
-        parts = dict(denoiser.named_children())
-        wanted = {"transformer_blocks", "single_transformer_blocks", "x_embedder", "context_embedder", "pos_embed"}
-        return wanted <= parts.keys() and all(hasattr(m, "to_q") for m in attention_layers(denoiser).values())
+        """It has double and single blocks (and is no Flux2, which is asked first)."""
+        return has_parts(denoiser, "transformer_blocks", "single_transformer_blocks", "x_embedder", "context_embedder")
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """The attention of all blocks, double ones first."""
         return attention_layers(denoiser)
 
-    def layout(self, denoiser: Any, given: Mapping[str, Any]) -> Layout:  # noqa: ANN401, ARG002
+    def layout(self, denoiser: Any, given: Mapping[str, Any]) -> Layout:  # noqa: ANN401
         """The grid that img_ids span, behind the text."""
         return Layout(grid_of(given["img_ids"]), given["encoder_hidden_states"].shape[1])

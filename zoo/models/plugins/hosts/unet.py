@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.models.plugins.hosts import Host, Layout
+from zoo.models.plugins.hosts import Host, Layout, has_parts, self_attention
 
 
 class UNetProcessor:
@@ -17,7 +17,7 @@ class UNetProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,  # noqa: ARG002
+        temb: Tensor | None = None,
     ) -> Tensor:
         """Tokens, (b, n, c), attend to each other, or to those of a context."""
         if attention_mask is not None:
@@ -41,22 +41,13 @@ class UNet(Host):
     @staticmethod
     def fits(denoiser: nn.Module) -> bool:
         """It has a way down and a way up, and transformers in them."""
-        parts = dict(denoiser.named_children())
-        return {"down_blocks", "up_blocks", "mid_block"} <= parts.keys() and bool(_self_attention(denoiser))
+        return has_parts(denoiser, "down_blocks", "up_blocks", "mid_block") and bool(self_attention(denoiser))
 
     def layers(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         """All attn1, down, up, middle."""
-        return _self_attention(denoiser)
+        return self_attention(denoiser)
 
-    def layout(self, denoiser: Any, given: Mapping[str, Any]) -> Layout:  # noqa: ANN401, ARG002
+    def layout(self, denoiser: Any, given: Mapping[str, Any]) -> Layout:  # noqa: ANN401
         """The grid of the latents; layers further down have halves of it."""
         h, w = given["sample"].shape[-2:]
         return Layout((h, w))
-
-
-def _self_attention(denoiser: nn.Module) -> dict[str, Any]:
-    return {
-        name: module
-        for name, module in denoiser.named_modules()
-        if name.endswith(".attn1") and hasattr(module, "set_processor") and not getattr(module, "is_cross_attention", 0)
-    }
