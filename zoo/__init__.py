@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.models import create, list_models, load
+    from zoo.models.plugins.plugin import applied, apply
     from zoo.pipelines.restoring import restore
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create", "list_models", "load", "restore"]
+__all__ = ["__version__", "applied", "apply", "create", "list_models", "load", "restore"]
 
 _EXPORTS = {  # imported on first use: torch takes seconds
+    "applied": "zoo.models.plugins.plugin",
+    "apply": "zoo.models.plugins.plugin",
     "create": "zoo.models",
     "list_models": "zoo.models",
     "load": "zoo.models",
