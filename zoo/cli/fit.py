@@ -20,6 +20,7 @@ _USES = {  # task -> what its run is for
     "RestorationTask": "zoo restore IN OUT --model {}",
     "AdversarialTask": "zoo restore IN OUT --model {}",
     "DiffusionTask": "zoo sample --prompt TEXT --pipeline {}",
+    "DistillationTask": 'zoo.apply(pipe, "{}")',
     "FeatureTask": "zoo evaluate --pipeline shapes-sd --features {}",
 }
 

@@ -94,6 +94,7 @@ FIELDS: dict[tuple[str, ...], Field] = {  # "*" stands for one name that the use
             "AdversarialTask": "zoo.tasks.adversarial",
             "AutoencoderTask": "zoo.tasks.autoencoder",
             "DiffusionTask": "zoo.tasks.diffusion",
+            "DistillationTask": "zoo.tasks.distillation",
             "FeatureTask": "zoo.tasks.features",
         }
     ),

@@ -85,13 +85,8 @@ class DiffusionTask(LightningModule):
             self.pipe = open_pipeline(pipeline, **build_parts(parts or {}))
         self.family = family(type(self.pipe).__name__)
         modules = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
-        for name in train:
-            if name not in modules:
-                raise UserError(f"task: the pipeline has no network {name!r} to train.{nearest(name, modules)}")
-            if name != self.family.denoiser and not name.startswith("text_encoder"):
-                raise UserError(f"task: {name!r} is neither the denoiser nor a text encoder; remove it from train")
-        self.trained = nn.ModuleDict({name: modules[name].requires_grad_(True).train() for name in train})
         self.frozen = [part.requires_grad_(False).eval() for name, part in modules.items() if name not in train]
+        self.trained = self._to_train(modules, train)
         self.optimizer_spec, self.schedule_spec = optimizer, schedule
         self.drop_caption, self.seed = drop_caption, seed
         self.prompts, self.steps, self.guidance = list(prompts or []), steps, guidance
@@ -104,6 +99,15 @@ class DiffusionTask(LightningModule):
         self._captions: list[str] = []
         self._extent: tuple[int, ...] = ()  # (t, h, w) or (h, w) of the latents seen last
         self.configure_optimizers()
+
+    def _to_train(self, modules: dict[str, nn.Module], names: list[str]) -> nn.ModuleDict:
+        """What checkpoints, averages and the optimiser hold."""
+        for name in names:
+            if name not in modules:
+                raise UserError(f"task: the pipeline has no network {name!r} to train.{nearest(name, modules)}")
+            if name != self.family.denoiser and not name.startswith("text_encoder"):
+                raise UserError(f"task: {name!r} is neither the denoiser nor a text encoder; remove it from train")
+        return nn.ModuleDict({name: modules[name].requires_grad_(True).train() for name in names})
 
     @property
     def denoiser(self) -> nn.Module:
@@ -179,14 +183,17 @@ class DiffusionTask(LightningModule):
 
     def _loss(self, batch: Mapping[str, Any], drop: float) -> Tensor:
         """Weighted squared error of the prediction, one value per sample, (b,)."""
-        latents = (
-            (batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]).to(self.device).float()
-        )
-        self._extent = tuple(latents.shape[2:])
+        latents = self._latents(batch)
         given = self.noising(latents, batch["number"])
         context = self._context(batch, (given.luck < drop).tolist())
         predicted = self.family.predict(self.denoiser, given.latents, given.timestep, context)
         return given.weight * (predicted.float() - given.target.float()).square().flatten(1).mean(1)
+
+    def _latents(self, batch: Mapping[str, Any]) -> Tensor:
+        """Clean latents of a batch, float32."""
+        latents = batch["latents"] if "latents" in batch else self.encode_images(batch)["latents"]
+        self._extent = tuple(latents.shape[2:])
+        return latents.to(self.device).float()
 
     @property
     def _texts(self) -> list[Any]:

@@ -9,7 +9,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -256,8 +256,9 @@ def apply(target: Any, plugin: Any, weights: Weights = None) -> Handle:  # noqa:
 
     Args:
         target: a pipeline of diffusers, or its UNet or transformer.
-        plugin: a name such as "linfusion" or "clear-16-down4", settings such as `LinFusionConfig(...)`, or a folder
-            that `Handle.save_pretrained` or `zoo fit` wrote, which holds its weights too.
+        plugin: a name such as "linfusion" or "clear-16-down4", alone or in a mapping with settings that differ from its
+            own, settings such as `LinFusionConfig(...)`, or a folder that `Handle.save_pretrained` or `zoo fit` wrote,
+            which holds its weights too.
         weights: a folder, a file, owner/name or owner/name:file on the hub, or tensors by the official names; None =
             those of the folder, or none: then it begins as its settings say and needs training.
 
@@ -317,20 +318,29 @@ def denoiser_of(target: Any) -> nn.Module:  # noqa: ANN401
 
 
 def settings_of(plugin: Any) -> tuple[Any, Path | None]:  # noqa: ANN401
-    """The settings that a name, a folder or a config.json stand for, and the folder.
+    """The settings that a name, a folder or a mapping of a name and settings stand for, and the folder.
 
     Raises:
         UserError: an unknown name, or a folder of something else.
     """
     if hasattr(type(plugin), "plugin"):
         return plugin, None
+    if isinstance(plugin, Mapping):
+        changes = dict(plugin)
+        config, folder = settings_of(changes.pop("name", None))
+        try:
+            return replace(config, **changes), folder
+        except TypeError as error:
+            known = [field.name for field in fields(config)]
+            wrong = next(name for name in changes if name not in known)
+            raise UserError(f"plug-in {plugin['name']!r} has no setting {wrong!r}.{nearest(wrong, known)}") from error
     folder = Path(str(plugin))
     folder = next((place for place in (folder, folder / RUN) if (place / CONFIG).is_file()), None)
     if folder is not None:
         return _settings_in(folder), folder
     known = {name: config for module, _ in METHODS.values() for name, config in _module(module).VARIANTS.items()}
     if plugin not in known:
-        raise UserError(f"plug-in {str(plugin)!r} is unknown. Did you mean {nearest(str(plugin), known)}?")
+        raise UserError(f"plug-in {str(plugin)!r} is unknown.{nearest(str(plugin), known)}")
     return known[plugin], None
 
 
