@@ -131,7 +131,7 @@ def test_sets_are_found_under_their_usual_spellings(asked, there, tmp_path):
 
 
 def test_wrong_places_are_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder; check the path"):
+    with pytest.raises(FileNotFoundError, match=r"no such folder; check the path$"):
         find(tmp_path / "Set6", 4)
     put(tmp_path, "benchmark/Set5/HR/a.png", "file.png")
     with pytest.raises(UserError, match=r"no images and no known layout of pairs for upscale 4 \(it holds Set5\)"):

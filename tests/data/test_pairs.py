@@ -116,7 +116,7 @@ def test_files_without_a_partner_are_reported_and_warned_about(tmp_path, caplog)
     assert pairs.report().without_partner == ["gt/b.png", "lq/c.png"]
     assert "2 files without a partner" in caplog.text
     (tmp_path / "lq/a.png").unlink()
-    with pytest.raises(UserError, match=r"no file has a partner.*template"):
+    with pytest.raises(UserError, match=r"no file has a partner.*or give a template such as"):
         PairedFolder(tmp_path, 1)
 
 

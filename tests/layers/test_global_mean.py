@@ -23,6 +23,13 @@ def test_a_gram_is_the_mean_of_products_within_each_head():
     assert not GlobalGram(3).state_dict()
 
 
+def test_a_gram_keeps_its_precision_inside_autocast():
+    features = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = GlobalGram(2)(features)
+    torch.testing.assert_close(gram, GlobalGram(2)(features.float()))
+
+
 def test_what_is_asked_instead_may_ask_for_the_own_value():
     module = GlobalGram(1)
     module.gather = lambda asked, features: 2 * asked.own(features)

@@ -125,10 +125,30 @@ def test_a_damaged_file_that_describes_itself_is_refused(tmp_path):
         with pytest.raises(UserError) as caught:
             load(tmp_path / "w.safetensors")
         assert message in str(caught.value)
+    for key in ("arch", "config", "variant"):
+        for value in (5, [1]):
+            save_file(state, tmp_path / "w.safetensors", metadata={"zoo": json.dumps(header | {key: value})})
+            with pytest.raises(UserError, match="wrongly"):
+                load(tmp_path / "w.safetensors")
+    for key in ("conv_before_upsample.0.weight", "layers.0.residual_group.blocks.0.conv_block.cab.0.weight"):
+        for damage in ({}, {key: torch.tensor(1.0)}):
+            others = {k: v for k, v in state.items() if k != key}
+            save_file(others | damage, tmp_path / "w.safetensors", metadata={"zoo": json.dumps(header)})
+            with pytest.raises(UserError, match=rf"1 m\w+ \({key}"):
+                load(tmp_path / "w.safetensors")
     state = {k: v for k, v in state.items() if k != "conv_first.weight"}
     save_file(state, tmp_path / "w.safetensors", metadata={"zoo": json.dumps(header)})
     with pytest.raises(UserError, match=r"1 missing \(conv_first.weight\)"):
         load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(("name", "key"), [("hat-tiny-x2", "index_OCA"), ("craft-tiny-x2", "index_v")])
+def test_missing_or_damaged_index_tables_are_made_anew(name, key):
+    net = create(name)
+    made = net.state_dict()[f"relative_position_{key}"]
+    others = {k: v for k, v in net.state_dict().items() if not k.endswith(key)}
+    for damage in ({}, {f"relative_position_{key}": made - 1}):
+        assert torch.equal(load(others | damage).state_dict()[f"relative_position_{key}"], made)
 
 
 def test_unknown_weights_and_names_are_refused():

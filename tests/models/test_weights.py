@@ -1,5 +1,7 @@
+import io
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ class Hostile:
         lambda state: {"model": {"net": state}},
         lambda state: {"anything": state},
         lambda state: {"state_dict": {f"network.{k}": v for k, v in state.items()}, "best": np.float64(38.6)},
+        lambda state: {"iteration": torch.tensor(3), "state_dict": state},
+        lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
     ],
 )
 def test_every_wrapping_of_the_field_loads(wrap, tmp_path):
@@ -37,6 +41,18 @@ def test_every_wrapping_of_the_field_loads(wrap, tmp_path):
     again = zoo.models.load(tmp_path / "w.pth")
     assert again.config["embed_dim"] == 4
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def test_scalars_that_numpy_1_wrote_are_read(tmp_path):
+    written = io.BytesIO()
+    torch.save({"params": {"a": torch.zeros(2)}, "best": np.float64(38.6)}, written)
+    with zipfile.ZipFile(written) as new, zipfile.ZipFile(tmp_path / "w.pth", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            renamed = content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            old.writestr(name, renamed if name.endswith("data.pkl") else content)
+            assert renamed != content or not name.endswith("data.pkl")
+    assert list(read_weights(tmp_path / "w.pth")[0]) == ["a"]
 
 
 def test_a_written_file_describes_itself_and_keeps_what_weights_cannot_tell(tmp_path):

@@ -96,7 +96,7 @@ def locate(root: Path) -> Path:
         for place in sorted(root.parent.iterdir()):
             if place.is_dir() and same_set(place.name, root.name):
                 return place
-    raise FileNotFoundError(f"{root}: no such folder; check the path (data.init_args.source)")
+    raise FileNotFoundError(f"{root}: no such folder; check the path")
 
 
 def same_set(name: str, other: str) -> bool:

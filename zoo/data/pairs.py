@@ -83,7 +83,7 @@ class Pairs(Collection[Pair]):
         if not entries and without_partner:
             raise UserError(
                 f"{source}: no file has a partner (such as {without_partner[0]}); name lq files like gt files, "
-                "or give data.init_args.template"
+                "or give a template such as {}x4"
             )
         super().__init__(source, [entry.name for entry in entries], keep=keep)
         if self._without_partner:

@@ -32,6 +32,8 @@ class GlobalMean(nn.Module):
 class GlobalGram(GlobalMean):
     """Mean over pixels of the products of each two channels of a head, (b, heads c, h, w) -> (b, heads, c, c).
 
+    In float32 or wider, also inside bf16 autocast.
+
     Args:
         num_heads: groups of channels that meet no other group.
     """
@@ -43,4 +45,5 @@ class GlobalGram(GlobalMean):
     def own(self, features: Tensor) -> Tensor:
         pixels = features.flatten(2).unflatten(1, (self.num_heads, -1))  # b heads c n
         pixels = pixels.to(torch.promote_types(features.dtype, torch.float32))
-        return pixels @ pixels.mT / pixels.shape[3]
+        with torch.autocast(features.device.type, enabled=False):  # sums over all tiles drown in the 8 bits of bf16
+            return pixels @ pixels.mT / pixels.shape[3]

@@ -263,7 +263,7 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
         path = _locate(str(source))
         name = str(source)
         state, header = weights.read_weights(path)
-        if header is not None and not (isinstance(header, dict) and {"arch", "config"} <= set(header)):
+        if header is not None and not _describes(header):
             raise UserError(f"weights {name} describe themselves wrongly; fetch or write the file again")
     if header is not None:
         family, found, variant = header["arch"], dict(header["config"]), header.get("variant")
@@ -293,6 +293,16 @@ def load(source: "str | Path | Mapping[str, Tensor]", **keywords: Any) -> "nn.Mo
     level = logging.DEBUG if name == network.variant else logging.INFO  # a variant's own weights are no news
     log.log(level, "weights %s: %s", name, network.variant or f"{family}, no named size")
     return network
+
+
+def _describes(header: object) -> bool:
+    """Whether the header of a file holds what `weights.write_weights` puts there; anyone can write one."""
+    return (
+        isinstance(header, Mapping)
+        and isinstance(header.get("arch"), str)
+        and isinstance(header.get("config"), Mapping)
+        and isinstance(header.get("variant"), str | None)
+    )
 
 
 def _locate(text: str) -> Path:
@@ -336,6 +346,8 @@ def _fill(network: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
     from zoo.models import weights
 
     own = network.state_dict()
+    # Whole numbers are index tables and counters, which are made and not learned: some files lack or damaged them.
+    state = {**state, **{key: made for key, made in own.items() if not made.is_floating_point()}}
     problems = [
         ("missing", [k for k in own if k not in state]),
         ("unexpected", [k for k in state if k not in own]),
@@ -359,4 +371,4 @@ def _fill(network: "nn.Module", state: "Mapping[str, Tensor]", name: str) -> Non
         fault = weights.fault_of(tensor, own[key].dtype)
         if fault:
             raise UserError(f"weights {name}: {key} holds {fault}; fetch the file again")
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)

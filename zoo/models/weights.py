@@ -20,8 +20,10 @@ from zoo.files import write_file
 WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net", "network")
 PREFIXES = ("module.", "netG.", "network.", "_orig_mod.")
 _DEEPEST = 8  # wrappers around a state dict; one that holds itself has no end
-# Official files hold numpy scalars beside their tensors now and then; these types carry no code.
-_PLAIN = [np.dtype, np.ndarray, np.float64(0).__reduce__()[0]]
+# Official files hold numpy scalars beside their tensors now and then; these types carry no code. Those that numpy 1
+# wrote know the maker of scalars by an older name.
+_SCALAR = np.float64(0).__reduce__()[0]
+_PLAIN = [np.dtype, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]
 _PLAIN += [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")]
 
 
@@ -91,12 +93,12 @@ def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
         UserError: no tensors are found, or not under names.
     """
     for _ in range(_DEEPEST):
-        if not isinstance(stored, Mapping) or any(isinstance(v, Tensor) for v in stored.values()):
+        if not isinstance(stored, Mapping):
             break
         inner = next((stored[w] for w in WRAPPERS if isinstance(stored.get(w), Mapping)), None)
         if inner is None and len(stored) == 1:
             inner = next(iter(stored.values()))
-        if inner is None:
+        if inner is None or isinstance(inner, Tensor):
             break
         stored = inner
     tensors = {k: v for k, v in stored.items() if isinstance(v, Tensor)} if isinstance(stored, Mapping) else {}
@@ -104,9 +106,8 @@ def unwrap(stored: object, name: str = "state dict") -> dict[str, Tensor]:
         raise UserError(f"weights: {name} holds no tensors; give a state dict or a file that carries one")
     if not all(isinstance(key, str) for key in tensors):
         raise UserError(f"weights: {name} holds tensors without names; give a state dict or a file that carries one")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     return tensors
 
 

@@ -75,7 +75,8 @@ class Means:
         known = self._known.get(module)
         if known is None:
             return module.own(features)
-        return known.to(features.dtype).repeat(len(features) // len(known), 1, 1, 1)
+        known = known.to(module.own(features[..., :1, :1]).dtype)
+        return known.repeat(len(features) // len(known), 1, 1, 1)
 
     def _add(self, module: GlobalMean, features: Tensor, corners: Sequence[tuple[int, int]]) -> None:
         """Every pixel of the image counts once: each tile gives its core."""

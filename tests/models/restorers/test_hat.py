@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import zoo
 from tests.helpers import golden, group, on_meta
-from zoo.models.restorers.hat import HAT, VARIANTS, convert, detect
+from zoo.models.restorers.hat import HAT, VARIANTS, detect
 from zoo.shipped import folder
 
 TOLERANCE = 1e-5  # relative to the largest magnitude of each golden tensor, architecture.md section 5
@@ -131,14 +131,6 @@ def test_detection_round_trips_every_visible_keyword(change):
     lq = torch.rand(1, net.in_chans, 16, 16)
     with torch.inference_mode():
         torch.testing.assert_close(again(lq), net(lq))
-
-
-def test_missing_or_damaged_index_tables_are_made_anew():
-    state = HAT(**TINY).state_dict()
-    expected = {key: state.pop(key) for key in list(state) if "position_index" in key}
-    for damaged in (state, state | {key: value - 1 for key, value in expected.items()}):
-        converted = convert(damaged)
-        assert all(torch.equal(converted[key], value) for key, value in expected.items())
 
 
 def test_restoration_head_starts_near_the_identity_and_the_residual_is_bicubic():

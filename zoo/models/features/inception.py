@@ -151,12 +151,8 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the classifier; counters of batches, which only training reads, may be missing."""
-    counters = {
-        key.replace("running_mean", "num_batches_tracked") for key in state_dict if key.endswith("running_mean")
-    }
-    kept = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
-    return dict.fromkeys(counters, torch.tensor(0)) | kept
+    """Without the classifier."""
+    return {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
 
 
 ENTRY = Entry(network=Inception, variants=VARIANTS, detect=detect, convert=convert)

@@ -502,19 +502,6 @@ def detect(state_dict: Mapping[str, Tensor]) -> dict[str, Any] | None:
     return found
 
 
-def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights to ours: the same names; index tables are made anew, as some files lack or damaged them."""
-    facts = detect(state_dict)
-    if facts is None:  # incomplete: whoever fills a network with it says what is missing
-        return dict(state_dict)
-    window = facts["window_size"]
-    overlap = int(window * facts["overlap_ratio"]) // 2
-    return dict(state_dict) | {
-        "relative_position_index_SA": relative_position_index(window),
-        "relative_position_index_OCA": overlapping_position_index(window, window + 2 * overlap),
-    }
-
-
 def _needs(network: HAT) -> Needs:
     # Per input pixel in float32: about 17 live token maps, and two maps of the head at full size (measured).
     head = network.num_feat * network.upscale**2 * 2
@@ -534,7 +521,7 @@ ENTRY = Entry(
     network=HAT,
     variants=VARIANTS,
     detect=detect,
-    convert=convert,
+    convert=dict,
     needs=_needs,
     hidden=frozenset({"conv_scale", "img_range", "img_size", "qk_scale", "drop_path_rate", "global_residual"}),
 )
