@@ -110,6 +110,14 @@ def test_data_that_are_not_there_are_one_sentence(words, capsys):
     assert not list(Path("runs").glob("*"))
 
 
+def test_settings_that_lightning_refuses_are_one_sentence(capsys):
+    settings = ["trainer.gradient_clip_val=0.1", "vars.start=hat-tiny-x4"]
+    assert main(["check", "real-hat-gan", *settings]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "clipping is not supported" in last
+    assert last.endswith("; correct the recipe")
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

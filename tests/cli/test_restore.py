@@ -282,7 +282,7 @@ def test_a_video_becomes_a_video(restore, tmp_path):
     assert (made["frames"], made["fps"], made["audio_tracks"], made["lost"]) == (3, 5, 1, 0)
     code, out, _ = restore(tmp_path / "clip.avi", tmp_path / "other.mp4")
     assert code == 0
-    assert "3 frames at 5 per second, 1 audio tracks copied" in out
+    assert "3 frames at 5 per second, 1 audio track copied" in out
     code, _, err = restore(tmp_path / "clip.avi", tmp_path / "other.png")
     assert code == 2
     assert "zoo writes videos as .mp4" in err

@@ -108,6 +108,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text, _BAD_USE
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's word for settings that contradict each other
+        return f"{text.rstrip('.')}; correct the recipe", _BAD_USE
     if "No space left on device" in text:
         file = getattr(error, "filename", None)
         return f"no space left on the disk{f' for {file}' if file else ''}; free some and run the command again", 2

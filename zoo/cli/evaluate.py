@@ -117,7 +117,8 @@ def _write(
                 bar.update(sum(map(len, worst)), note=image)
     write_file(out / "report.html", page(tables, worst, trial.facts()), force=args.force)
     if not args.quiet and not args.json:
-        pictures = f" and pictures of the {args.worst} worst images" if args.worst else ""
+        some = "worst image" if args.worst == 1 else f"{args.worst} worst images"
+        pictures = f" and pictures of the {some}" if args.worst else ""
         print(f"{out}: report.html, scores.csv, scores.json{pictures}")
 
 

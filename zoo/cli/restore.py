@@ -331,9 +331,8 @@ def _report(work: Work, args: argparse.Namespace, metadata: dict[str, str], *, s
         print(f"{one['output']}: {' -> '.join(sizes)} in {one['seconds']:.1f} s ({how})")
         if "frames" in one:
             lost = f", {one['lost']} damaged packets left out" if one["lost"] else ""
-            print(
-                f"{one['frames']} frames at {one['fps']:g} per second, {one['audio_tracks']} audio tracks copied{lost}"
-            )
+            tracks = f"{one['audio_tracks']} audio track{'' if one['audio_tracks'] == 1 else 's'}"
+            print(f"{one['frames']} frames at {one['fps']:g} per second, {tracks} copied{lost}")
         if "compare" in one:
             print(f"{one['compare']}: input, bicubic and restored side by side")
         return
